@@ -1,0 +1,1 @@
+"""What every Mooring process shares: the bus, records, configuration. Imports no service."""

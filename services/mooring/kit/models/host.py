@@ -1,0 +1,233 @@
+"""What lifecycle managers and hosts say to each other: commands down, facts up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Done, Model, Request
+from .container import ContainerRecord, HealthResult, MountPoint, NetworkState, RestartPolicy
+from .exec import ExecConfig
+from .image import ImageRecord
+
+
+class NodeRecord(Model):
+    """A host, as its runtime worker describes it at each start."""
+
+    version: int = 1
+    id: str
+    name: str = ""
+    seen_ns: int = 0
+    kernel: str = ""
+    operating_system: str = ""
+    os_version: str = ""
+    architecture: str = ""
+    cpus: int = 0
+    memory: int = 0
+    cgroup_version: str = ""
+    security_options: list[str] = []
+    state_dir: str = ""
+    warnings: list[str] = []
+
+
+# --- commands to the runtime worker ---
+
+
+class HostStart(Request):
+    """Start a run of a container. The worker keeps this command: restarts by policy repeat it."""
+
+    record: ContainerRecord
+    image: ImageRecord
+    run: int
+
+
+class HostStarted(Done):
+    pid: int
+    started_ns: int
+    network: NetworkState = NetworkState()
+    mounts: list[MountPoint] = []
+    warnings: list[str] = []
+
+
+class HostContainer(Request):
+    """A command about one run of a container on this host; run 0 means whichever there is."""
+
+    id: str
+    run: int = 0
+
+
+class HostRestart(HostContainer):
+    """From the agent to the worker: start run `run` of a stored HostStart again."""
+
+
+class ContainerSize(Done):
+    size_rw: int = 0
+    size_root_fs: int = 0
+
+
+# --- commands to the shim agent ---
+
+
+class HostStop(HostContainer):
+    """Signal, wait `timeout` seconds (-1 for ever), then SIGKILL; answers when it has exited."""
+
+    signal: int = 15
+    timeout: int = 10
+
+
+class HostKill(HostContainer):
+    """by_user: SIGKILL and the stop signal end the restart policy until the next start."""
+
+    signal: int = 9
+
+
+class HostResize(HostContainer):
+    rows: int = 0
+    columns: int = 0
+    exec_id: str = ""
+
+
+class HostTop(HostContainer):
+    arguments: str = "-ef"
+
+
+class TopResult(Done):
+    titles: list[str] = []
+    processes: list[list[str]] = []
+
+
+class HostExec(HostContainer):
+    exec_id: str
+    config: ExecConfig = ExecConfig()
+    attach: bool = True
+    rows: int = 0
+    columns: int = 0
+
+
+class HostPolicy(HostContainer):
+    """A new restart policy, or (stopped) no restarts until the next start."""
+
+    policy: RestartPolicy | None = None
+    stopped: bool = False
+
+
+class StdinChunk(HostContainer):
+    """Bytes for the stdin of a container, or of an exec. Sent again, they are written once."""
+
+    session: str
+    """Whose offsets these are: one attached client."""
+    offset: int
+    """Of the first byte of data in the session."""
+    data: bytes = b""
+    eof: bool = False
+    """After data, this session ends; the stdin itself closes for an exec or with StdinOnce."""
+    exec_id: str = ""
+
+
+class StdinAck(Done):
+    offset: int = 0
+    """The session's bytes written so far."""
+    closed: bool = False
+    """Nobody will read any more."""
+
+
+class StatsSample(Done):
+    """Raw numbers of one reading of the cgroup: name to value, as Docker's stats nests them."""
+
+    running: bool = False
+    time_ns: int = 0
+    stats: dict[str, Any] = {}
+
+
+class OpenStream(HostContainer):
+    """Open the log of a container or the output of an exec as a stream of log bytes.
+
+    Exactly one place to start: `offset` (resume), `tail` (last n lines), `since_ns`, or
+    `at_run` (where run number `at_run` begins or will begin: attach).
+    """
+
+    exec_id: str = ""
+    offset: int | None = None
+    tail: int | None = None
+    since_ns: int = 0
+    at_run: int | None = None
+    follow: bool = False
+    """Go on until the end of the run `until_run`; else stop at what is there now."""
+    until_run: int | None = None
+
+
+class RunTruth(Model):
+    """What a host knows of one container: a live run, or the record of the last exit."""
+
+    id: str
+    run: int
+    running: bool = False
+    paused: bool = False
+    pid: int = 0
+    started_ns: int = 0
+    finished_ns: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    restarting: bool = False
+    error: str = ""
+
+
+class Report(Done):
+    """Everything that is on this host; `complete` once the agent has scanned at its start."""
+
+    complete: bool = True
+    containers: list[RunTruth] = []
+
+
+# --- facts ---
+
+
+class Fact(Model):
+    node: str
+    time_ns: int = 0
+
+
+class ContainerExited(Fact):
+    """exit_code None: lost with the host (or the kernel could not tell)."""
+
+    id: str
+    run: int
+    pid: int = 0
+    started_ns: int = 0
+    finished_ns: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    restarting: bool = False
+    """The host will start it again by its policy."""
+    restart_count: int = 0
+
+
+class ContainerStarted(Fact):
+    """The host started a run by itself (restart policy)."""
+
+    id: str
+    run: int
+    pid: int = 0
+    started_ns: int = 0
+    restart_count: int = 0
+    network: NetworkState = NetworkState()
+
+
+class ContainerOom(Fact):
+    id: str
+    run: int
+
+
+class HealthChecked(Fact):
+    id: str
+    run: int
+    status: str
+    failing_streak: int = 0
+    result: HealthResult
+
+
+class ExecExited(Fact):
+    id: str
+    container: str
+    exit_code: int = 0
+    pid: int = 0

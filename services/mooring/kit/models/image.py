@@ -1,0 +1,110 @@
+"""Images: one record to an image, one record to a reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import Done, Model, Request
+
+
+class Layer(Model):
+    """One layer, from the bottom up. Digests are `sha256:<64 hex>`."""
+
+    diff_id: str
+    chain_id: str
+    size: int = 0
+    """Bytes of the files, unpacked."""
+
+
+class HistoryEntry(Model):
+    created: str = ""
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+
+class ImageRecord(Model):
+    """An image, named by the digest of its config. It never changes; references come and go."""
+
+    version: int = 1
+    id: str
+    created: str = ""
+    """RFC 3339, as the image's config has it."""
+    added_ns: int = 0
+    author: str = ""
+    architecture: str = "amd64"
+    variant: str = ""
+    os: str = "linux"
+    config: dict[str, Any] = {}
+    """`config` of the OCI image configuration, its keys as they are there (Env, Cmd, …)."""
+    layers: list[Layer] = []
+    history: list[HistoryEntry] = []
+    size: int = 0
+    nodes: list[str] = []
+    """The hosts that have its layers unpacked."""
+    repo_digests: list[str] = []
+    parent: str = ""
+
+
+class ReferenceRecord(Model):
+    """One reference (`docker.io/library/bb:latest` in full form) and the image it names."""
+
+    version: int = 1
+    reference: str
+    image_id: str
+    tagged_ns: int = 0
+
+
+class AddImage(Request):
+    """From a worker: an image is unpacked here; tag it. action is the event: load or import."""
+
+    image: ImageRecord
+    references: list[str] = []
+    action: str = "load"
+
+
+class TagImage(Request):
+    image: str
+    reference: str
+
+
+class RemoveImage(Request):
+    image: str
+    force: bool = False
+    noprune: bool = False
+
+
+class ImageRemoved(Done):
+    untagged: list[str] = []
+    deleted: list[str] = []
+
+
+class LoadImages(Request):
+    """To a worker: open an upload (kit.streams) of a docker-archive or OCI layout tar."""
+
+    quiet: bool = True
+
+
+class ImportImage(Request):
+    """To a worker: open an upload of a root file system tar and make an image of it."""
+
+    reference: str = ""
+    message: str = ""
+    changes: list[str] = []
+    platform: str = ""
+
+
+class ImagesLoaded(Done):
+    """What an upload made: `Loaded image: x` lines for the client, ids for the tests."""
+
+    lines: list[str] = []
+    image_ids: list[str] = []
+
+
+class RemoveLayers(Request):
+    """To a worker: free the layers that no image record needs any more."""
+
+    image: ImageRecord
+    keep: list[str] = []
+    """Chain ids that other images still use."""

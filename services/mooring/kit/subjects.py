@@ -1,0 +1,95 @@
+"""Every subject, stream and bucket on the bus, as a name.
+
+Commands flow down (`mooring.lifecycle.*`, then `mooring.host.<node>.*`), facts flow up
+(`mooring.facts.<node>.*`). A node id is a NATS token: letters, digits, `-` and `_`.
+"""
+
+from __future__ import annotations
+
+# --- commands to the lifecycle managers (queue group LIFECYCLE_GROUP) ---
+LIFECYCLE_GROUP = "lifecycle"
+
+CONTAINER_CREATE = "mooring.lifecycle.container.create"
+CONTAINER_START = "mooring.lifecycle.container.start"
+CONTAINER_STOP = "mooring.lifecycle.container.stop"
+CONTAINER_RESTART = "mooring.lifecycle.container.restart"
+CONTAINER_KILL = "mooring.lifecycle.container.kill"
+CONTAINER_PAUSE = "mooring.lifecycle.container.pause"
+CONTAINER_UNPAUSE = "mooring.lifecycle.container.unpause"
+CONTAINER_RENAME = "mooring.lifecycle.container.rename"
+CONTAINER_REMOVE = "mooring.lifecycle.container.remove"
+CONTAINER_PRUNE = "mooring.lifecycle.container.prune"
+CONTAINER_NOTE = "mooring.lifecycle.container.note"
+EXEC_CREATE = "mooring.lifecycle.exec.create"
+EXEC_START = "mooring.lifecycle.exec.start"
+IMAGE_ADD = "mooring.lifecycle.image.add"
+IMAGE_TAG = "mooring.lifecycle.image.tag"
+IMAGE_REMOVE = "mooring.lifecycle.image.remove"
+
+# --- JetStream ---
+FACTS_STREAM = "facts"
+FACTS = "mooring.facts.>"
+EVENTS_STREAM = "events"
+EVENTS = "mooring.events.>"
+
+BUCKET_CONTAINERS = "containers"
+BUCKET_NAMES = "names"
+BUCKET_EXECS = "execs"
+BUCKET_IMAGES = "images"
+BUCKET_REFERENCES = "references"
+BUCKET_NODES = "nodes"
+
+
+def fact(node: str, kind: str) -> str:
+    """The subject of a fact: `mooring.facts.<node>.container.exited` and so on."""
+    return f"mooring.facts.{node}.{kind}"
+
+
+def event(type_: str, action: str) -> str:
+    """The subject of a Docker event; an action such as `exec_create: ls` keeps its first word."""
+    return f"mooring.events.{type_}.{action.split(':', 1)[0]}"
+
+
+def runtime(node: str, verb: str) -> str:
+    """A command to the runtime worker of a node."""
+    return f"mooring.host.{node}.runtime.{verb}"
+
+
+def agent(node: str, verb: str) -> str:
+    """A command to the shim agent of a node."""
+    return f"mooring.host.{node}.agent.{verb}"
+
+
+# verbs of the runtime worker
+RUNTIME_START = "container.start"
+RUNTIME_RELEASE = "container.release"
+RUNTIME_REMOVE = "container.remove"
+RUNTIME_SIZE = "container.size"
+RUNTIME_IMAGE_LOAD = "image.load"
+RUNTIME_IMAGE_IMPORT = "image.import"
+RUNTIME_IMAGE_REMOVE = "image.remove"
+RUNTIME_NODE = "node.info"
+
+# verbs of the shim agent
+AGENT_STOP = "container.stop"
+AGENT_KILL = "container.kill"
+AGENT_PAUSE = "container.pause"
+AGENT_UNPAUSE = "container.unpause"
+AGENT_RESIZE = "container.resize"
+AGENT_TOP = "container.top"
+AGENT_STATS = "container.stats"
+AGENT_POLICY = "container.policy"
+AGENT_FORGET = "container.forget"
+AGENT_REPORT = "report"
+AGENT_EXEC_START = "exec.start"
+AGENT_EXEC_RESIZE = "exec.resize"
+AGENT_STREAM_OPEN = "stream.open"
+AGENT_STDIN = "stdin"
+
+# kinds of facts
+FACT_NODE = "node"
+FACT_EXITED = "container.exited"
+FACT_STARTED = "container.started"
+FACT_OOM = "container.oom"
+FACT_HEALTH = "container.health"
+FACT_EXEC_EXITED = "exec.exited"
