@@ -62,6 +62,7 @@ def agent(node: str, verb: str) -> str:
 
 # verbs of the runtime worker
 RUNTIME_START = "container.start"
+RUNTIME_RESTART = "container.restart"
 RUNTIME_RELEASE = "container.release"
 RUNTIME_REMOVE = "container.remove"
 RUNTIME_SIZE = "container.size"

@@ -41,8 +41,12 @@ class HostStart(Request):
 
 
 class HostStarted(Done):
-    pid: int
-    started_ns: int
+    """error is set, with the exit code 126 or 127, when the program could not be executed."""
+
+    pid: int = 0
+    started_ns: int = 0
+    error: str = ""
+    exit_code: int = 0
     network: NetworkState = NetworkState()
     mounts: list[MountPoint] = []
     warnings: list[str] = []
@@ -142,7 +146,7 @@ class OpenStream(HostContainer):
     """Open the log of a container or the output of an exec as a stream of log bytes.
 
     Exactly one place to start: `offset` (resume), `tail` (last n lines), `since_ns`, or
-    `at_run` (where run number `at_run` begins or will begin: attach).
+    `at_run` (where run number `at_run` begins or will begin: attach), or `from_end`.
     """
 
     exec_id: str = ""
@@ -150,6 +154,7 @@ class OpenStream(HostContainer):
     tail: int | None = None
     since_ns: int = 0
     at_run: int | None = None
+    from_end: bool = False
     follow: bool = False
     """Go on until the end of the run `until_run`; else stop at what is there now."""
     until_run: int | None = None
