@@ -1,0 +1,1 @@
+"""Sandboxes, endpoints and network drivers of one host."""

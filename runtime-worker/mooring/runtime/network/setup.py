@@ -1,0 +1,128 @@
+"""What a host needs once for its default bridge: the link, its address, the NAT rule.
+
+Run as a child process of the worker (`python -m mooring.runtime.network.setup`), one JSON object
+on stdin, one on stdout: pyroute2 is 20 MB that nobody needs after this.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from .addresses import free_subnet
+
+DEFAULT_MTU = 1500
+
+
+def _used(ipr: Any, bridge_index: int | None) -> list[IPv4Network]:
+    """The networks that the host has routes to, the default route and our bridge left out."""
+    found = []
+    for route in ipr.get_routes(family=2):
+        destination = route.get_attr("RTA_DST")
+        if destination and route.get_attr("RTA_OIF") != bridge_index:
+            found.append(IPv4Network(f"{destination}/{route['dst_len']}", strict=False))
+    return found
+
+
+def _mtu(ipr: Any) -> int:
+    """Of the link of the default route: larger packets would be dropped there."""
+    for route in ipr.get_routes(family=2):
+        if route.get_attr("RTA_DST") is None and route["dst_len"] == 0:
+            index = route.get_attr("RTA_OIF")
+            if index is None:
+                continue
+            [link] = ipr.get_links(index)
+            return int(link.get_attr("IFLA_MTU"))
+    return DEFAULT_MTU
+
+
+def _bridge_address(ipr: Any, index: int) -> IPv4Interface | None:
+    for item in ipr.get_addr(index=index, family=2):
+        return IPv4Interface(f"{item.get_attr('IFA_ADDRESS')}/{item['prefixlen']}")
+    return None
+
+
+def rules(table: str, bridge: str, subnet: IPv4Network) -> str:
+    """The nftables table: masquerade what leaves the bridge's subnet through another link."""
+    return f"""
+add table ip {table}
+add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+flush chain ip {table} postrouting
+add rule ip {table} postrouting ip saddr {subnet} oifname != "{bridge}" masquerade
+"""
+
+
+def _nft(text: str) -> None:
+    done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"nft: {done.stderr.strip()}")
+
+
+def ensure(bridge: str, table: str, wanted: str) -> dict[str, Any]:
+    """Make what is missing; what is there stays untouched. wanted: a subnet, or empty to choose."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ipr:
+        found = ipr.link_lookup(ifname=bridge)
+        index = found[0] if found else None
+        own = _bridge_address(ipr, index) if index is not None else None
+        mtu = _mtu(ipr)
+        if own is None or (wanted and own.network != IPv4Network(wanted)):
+            used = _used(ipr, index)
+            subnet = IPv4Network(wanted) if wanted else free_subnet(used)
+            own = IPv4Interface(f"{subnet.network_address + 1}/{subnet.prefixlen}")
+            if index is None:
+                # A fixed MAC: else it is the lowest of its ports', and neighbours lose it.
+                mac = "02:42:" + ":".join(f"{byte:02x}" for byte in own.ip.packed)
+                ipr.link("add", ifname=bridge, kind="bridge", address=mac, mtu=mtu)
+                [index] = ipr.link_lookup(ifname=bridge)
+            else:
+                ipr.flush_addr(index=index)
+            ipr.addr(
+                "add",
+                index=index,
+                address=str(own.ip),
+                prefixlen=own.network.prefixlen,
+                broadcast=str(own.network.broadcast_address),
+            )
+        ipr.link("set", index=index, state="up")
+    forward = Path("/proc/sys/net/ipv4/ip_forward")
+    if forward.read_text().strip() == "0":
+        forward.write_text("1")
+    listed = subprocess.run(["nft", "list", "table", "ip", table], capture_output=True, text=True)
+    if listed.returncode or f"saddr {own.network} " not in listed.stdout:
+        _nft(rules(table, bridge, own.network))
+    return {"subnet": str(own.network), "gateway": str(own.ip), "mtu": mtu}
+
+
+def remove(bridge: str, table: str) -> dict[str, Any]:
+    """Take link and table away again; not being there is fine."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ipr:
+        for index in ipr.link_lookup(ifname=bridge):
+            ipr.link("del", index=index)
+    # `destroy` is newer than nft 1.0.6: declare it first, so that there is something to delete.
+    _nft(f"add table ip {table}\ndelete table ip {table}\n")
+    return {}
+
+
+def main() -> None:
+    """Answer one request: {"action": "ensure"|"remove", "bridge", "table", "subnet"}."""
+    request = json.load(sys.stdin)
+    try:
+        if request["action"] == "ensure":
+            answer = ensure(request["bridge"], request["table"], request.get("subnet", ""))
+        else:
+            answer = remove(request["bridge"], request["table"])
+    except Exception as exc:
+        answer = {"error": f"{type(exc).__name__}: {exc}"}
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
