@@ -64,4 +64,8 @@ class StartExec(Request):
 
 
 class ExecStarted(Done):
+    """error is set, with the exit code 126 or 127, when the program could not be executed."""
+
     pid: int = 0
+    error: str = ""
+    exit_code: int = 0

@@ -79,9 +79,11 @@ class HostStop(HostContainer):
 
 
 class HostKill(HostContainer):
-    """by_user: SIGKILL and the stop signal end the restart policy until the next start."""
+    """SIGKILL, and any signal with ends_restarts (the stop signal), end the restart policy
+    until the next start. Answers once the signal is sent, for SIGKILL once it has exited."""
 
     signal: int = 9
+    ends_restarts: bool = False
 
 
 class HostResize(HostContainer):
