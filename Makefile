@@ -1,2 +1,37 @@
-PYTHON ?= python3
-VENV ?= .venv
+# Two commands set everything up on a fresh Debian 12 machine, as root: `make demo` and `make test`.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := services api-gateway lifecycle-manager shim-agent runtime-worker
+
+.PHONY: demo test lint unit bench clean
+
+demo: $(VENV)/.installed
+	$(PY) demo/demo.py
+
+# Lint, types and all tests, also those that run real containers and kill the engine.
+test: lint
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# What needs no root and no engine, for a quick look while working.
+unit: $(VENV)/.installed
+	$(PY) -m pytest -m "not kernel and not fault"
+
+# The figures, side by side with Debian's dockerd in one run.
+bench: $(VENV)/.installed
+	tools/install-packages docker.io
+	$(PY) -m benchmarks
+
+$(VENV)/.installed: pyproject.toml tools/install-packages
+	tools/install-packages
+	test -x $(VENV)/bin/python || /usr/bin/python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,nats]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

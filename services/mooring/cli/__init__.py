@@ -1,0 +1,1 @@
+"""The `mooring` command: start and stop the engine, and use it without the docker CLI."""
