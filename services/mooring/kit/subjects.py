@@ -38,6 +38,12 @@ BUCKET_EXECS = "execs"
 BUCKET_IMAGES = "images"
 BUCKET_REFERENCES = "references"
 BUCKET_NODES = "nodes"
+BUCKET_CHANGES = "changes"
+
+
+def replica(owner: str) -> str:
+    """Answered by one lifecycle replica: whether the owner of a transition still lives."""
+    return f"mooring.lifecycle.replica.{owner}"
 
 
 def fact(node: str, kind: str) -> str:

@@ -111,7 +111,7 @@ class HostConfig(Docker):
     """`HostConfig` of the Docker API. Sizes in bytes, CPU periods and quotas in microseconds."""
 
     binds: list[str] | None = None
-    container_id_file: str = Field("", alias="ContainerIDFile")
+    container_id_file: str = Field(default="", alias="ContainerIDFile")
     log_config: LogConfig = LogConfig()
     network_mode: str = ""
     port_bindings: dict[str, list[PortBinding] | None] | None = None
@@ -141,7 +141,7 @@ class HostConfig(Docker):
     security_opt: list[str] | None = None
     storage_opt: dict[str, str] | None = None
     tmpfs: dict[str, str] | None = None
-    uts_mode: str = Field("", alias="UTSMode")
+    uts_mode: str = Field(default="", alias="UTSMode")
     userns_mode: str = ""
     shm_size: int = 0
     sysctls: dict[str, str] | None = None
@@ -155,8 +155,12 @@ class HostConfig(Docker):
     blkio_weight_device: list[BlkioDevice] | None = None
     blkio_device_read_bps: list[BlkioDevice] | None = None
     blkio_device_write_bps: list[BlkioDevice] | None = None
-    blkio_device_read_iops: list[BlkioDevice] | None = Field(None, alias="BlkioDeviceReadIOps")
-    blkio_device_write_iops: list[BlkioDevice] | None = Field(None, alias="BlkioDeviceWriteIOps")
+    blkio_device_read_iops: list[BlkioDevice] | None = Field(
+        default=None, alias="BlkioDeviceReadIOps"
+    )
+    blkio_device_write_iops: list[BlkioDevice] | None = Field(
+        default=None, alias="BlkioDeviceWriteIOps"
+    )
     cpu_period: int = 0
     cpu_quota: int = 0
     cpu_realtime_period: int = 0
@@ -302,6 +306,22 @@ class ContainerRecord(Model):
     """How many events this container has had."""
     outbox: list[Event] = []
     """The events of the last change, published after it; published again after a crash."""
+    name_revision: int = 0
+    """The KV revision of the name's claim, to give it back with one compare-and-set."""
+    stop_signal: int = 0
+    """While stopping: the signal that was asked for."""
+    restart_wanted: bool = False
+    """A `restart` is under way: once it has exited it is started again, by whoever notices."""
+
+
+class NameRecord(Model):
+    """Who holds a container name. Claimed by creating the key before the container's record."""
+
+    version: int = 1
+    id: str
+    owner: str = ""
+    """The lifecycle replica that claimed it."""
+    claimed_ns: int = 0
 
 
 # --- commands to the lifecycle manager ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from .base import Done, Model, Request
+from .container import Event
 
 
 class ExecState(StrEnum):
@@ -42,6 +43,11 @@ class ExecRecord(Model):
     pid: int = 0
     exit_code: int | None = None
     command_id: str = ""
+    owner: str = ""
+    """The lifecycle replica that is starting it."""
+    deadline_ns: int = 0
+    outbox: list[Event] = []
+    """As in ContainerRecord."""
 
 
 class CreateExec(Request):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Done, Model, Request
+from .container import Event
 
 
 class Layer(Model):
@@ -108,3 +109,21 @@ class RemoveLayers(Request):
     image: ImageRecord
     keep: list[str] = []
     """Chain ids that other images still use."""
+
+
+class ImageChange(Model):
+    """A change of images and references that was decided, in the order it is carried out.
+
+    Written before the first step and deleted after the last, so that it can be finished after
+    a crash. Every step can be repeated.
+    """
+
+    version: int = 1
+    id: str
+    owner: str = ""
+    decided_ns: int = 0
+    add: ImageRecord | None = None
+    tag: list[ReferenceRecord] = []
+    untag: list[ReferenceRecord] = []
+    delete: ImageRecord | None = None
+    events: list[Event] = []
