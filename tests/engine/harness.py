@@ -1,0 +1,261 @@
+"""A real engine in folders of its own, and the real docker CLI in front of it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from image import busybox_archive
+
+SERVICES = ("gateway", "lifecycle", "runtime", "shim-agent", "nats")
+IMAGE = "bb"
+
+
+class UnixHTTP(http.client.HTTPConnection):
+    """http.client over a unix socket."""
+
+    def __init__(self, path: str, timeout: float = 30) -> None:
+        super().__init__("engine", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        return str(self.json["message"])
+
+
+def until(what: str, condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Poll until the condition holds; its value. AssertionError naming `what` if it never does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Engine:
+    """One engine; everything it has is below `folder`."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.state, self.run = folder / "state", folder / "run"
+        self.socket = str(folder / "docker.sock")
+        self.host = f"unix://{self.socket}"
+        self.env = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_CLI_HINTS": "false", **env}
+        self.env |= {"MOORING_HOST": self.host, "DOCKER_CONFIG": str(folder / "docker")}
+
+    # the engine
+
+    def mooring(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mooring.cli", *args]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        if check and done.returncode:
+            raise AssertionError(f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def dirs(self) -> list[str]:
+        return ["--state-dir", str(self.state), "--run-dir", str(self.run)]
+
+    def up(self, *args: str) -> None:
+        self.mooring("up", "--detach", "--host", self.host, *self.dirs(), *args)
+
+    def down(self, *args: str) -> None:
+        self.mooring("down", *self.dirs(), *args)
+
+    def status(self) -> Any:
+        return json.loads(self.mooring("status", "--json", *self.dirs()).stdout)
+
+    def pids(self) -> dict[str, int]:
+        """The pid of each service, read from the supervisor's own file: cheap."""
+        listed = json.loads((self.run / "supervisor.json").read_text())
+        return {item["name"]: item["pid"] for item in listed["services"] if item["pid"]}
+
+    def kill(self, service: str) -> int:
+        """kill -9 of a service; the pid it had."""
+        pid = self.pids()[service]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def back(self, service: str, old: int) -> None:
+        """Until the service runs under another pid and the API answers."""
+        until(f"{service} is back", lambda: self.pids().get(service) not in (None, old))
+        until("the API answers", self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.api("GET", "/containers/json").status == 200
+        return False
+
+    def load(self, reference: str = IMAGE, config: dict[str, object] | None = None) -> None:
+        archive = self.folder / "image.tar"
+        archive.write_bytes(busybox_archive(f"{reference}:latest", config))
+        self.docker("load", "-i", str(archive))
+
+    def logs(self) -> str:
+        """What the services said, for the report of a failed test."""
+        return "".join(path.read_text() for path in sorted(self.run.glob("*.log*")))
+
+    # its clients
+
+    def docker(
+        self,
+        *args: str,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 60,
+    ) -> subprocess.CompletedProcess[str]:
+        """The docker CLI; AssertionError with its output if it fails and check is set."""
+        done = subprocess.run(
+            ["docker", *args], env=self.env, input=stdin, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"docker {args}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def out(self, *args: str, stdin: str | None = None) -> str:
+        """What a docker command printed on stdout, without the last newline."""
+        return self.docker(*args, stdin=stdin).stdout.rstrip("\n")
+
+    def popen(self, *args: str, **options: Any) -> subprocess.Popen[str]:
+        """A docker command that goes on."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.Popen(["docker", *args], env=self.env, text=True, **pipes)
+
+    def api(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 30,
+    ) -> Answer:
+        """One HTTP request; body as JSON, or raw bytes as they are."""
+        head = dict(headers or {})
+        if body is not None:
+            raw = json.dumps(body).encode()
+            head.setdefault("Content-Type", "application/json")
+        connection = UnixHTTP(self.socket, timeout)
+        try:
+            connection.request(method, path, raw, head)
+            response = connection.getresponse()
+            return Answer(response.status, response.read(), dict(response.headers))
+        finally:
+            connection.close()
+
+    def inspect(self, name: str) -> Any:
+        answer = self.api("GET", f"/containers/{name}/json")
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    def state_of(self, name: str) -> str:
+        return str(self.inspect(name)["State"]["Status"])
+
+    def in_state(self, name: str, *states: str, seconds: float = 30) -> None:
+        until(f"{name} is {states}", lambda: self.state_of(name) in states, seconds)
+
+    def remove_all(self) -> None:
+        """Every container, whatever its state."""
+        for item in self.api("GET", "/containers/json?all=1").json:
+            self.api("DELETE", f"/containers/{item['Id']}?force=1&v=1")
+
+    # what is left
+
+    def leftovers(self) -> list[str]:
+        """Everything in the kernel and on disk that no container owns any more."""
+        found = []
+        mark = str(self.folder)
+        found += [
+            line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line
+        ]
+        for path in Path("/sys/fs/cgroup").rglob(f"{self.instance}/*"):
+            if path.is_dir() and not path.name.startswith("pool"):
+                found.append(f"cgroup {path}")
+        found += [f"run dir {path.name}" for path in (self.run / "shims").glob("*")]
+        found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
+        leases = self.state / "network" / "leases"
+        found += [f"lease {path.name}" for path in leases.glob("*")]
+        return found
+
+    @property
+    def instance(self) -> str:
+        from mooring.kit.config import load
+
+        return load({"state_dir": self.state, "run_dir": self.run}, environ={}).instance
+
+    def processes(self) -> list[str]:
+        """Processes of this engine that are still there."""
+        found = []
+        mark = str(self.folder).encode()
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{entry}/cmdline").read_bytes()
+                environ = Path(f"/proc/{entry}/environ").read_bytes()
+                if b"mooring" in line + environ and mark in line + environ and line:
+                    found.append(f"{entry} {line.replace(bytes(1), b' ').decode()[:100]}")
+        return found
+
+
+@contextlib.contextmanager
+def engine(*args: str, **env: str) -> Iterator[Engine]:
+    """An engine that is up, with the image `bb`; afterwards it is gone without a trace."""
+    # Not pytest's tmp_path: a unix socket's path is limited to 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="moor-"))
+    made = Engine(folder, **env)
+    try:
+        made.up(*args)
+        made.load()
+        yield made
+    finally:
+        with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
+            made.remove_all()
+        made.down("--containers")
+        left = until_gone(made)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not left, f"left behind: {left}"
+
+
+def until_gone(made: Engine) -> list[str]:
+    """What is left 10 s after the end of an engine."""
+    with contextlib.suppress(AssertionError):
+        until("nothing is left", lambda: not made.leftovers() and not made.processes(), 10)
+    return made.leftovers() + made.processes()
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers that a counting container printed, one to a line."""
+    return [int(match) for match in re.findall(r"^(\d+)\r?$", text, re.MULTILINE)]

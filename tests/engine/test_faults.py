@@ -1,0 +1,234 @@
+"""The kill table: any process of the engine is killed, nothing of a container is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .harness import SERVICES, Engine, engine, numbers, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.fault]
+
+COUNTER = "i=1; while [ $i -le {n} ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 7"
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Engine]:
+    with engine() as made:
+        yield made
+
+
+@pytest.fixture
+def docker(faulty: Engine) -> Iterator[Engine]:
+    yield faulty
+    faulty.remove_all()
+    until("nothing is left of the containers", lambda: not faulty.leftovers())
+
+
+def retried(docker: Engine, *args: str) -> subprocess.CompletedProcess[str]:
+    """A command sent until the engine took it: what a user does when it was killed under it."""
+
+    def once() -> subprocess.CompletedProcess[str] | None:
+        done = docker.docker(*args, check=False)
+        return done if done.returncode == 0 else None
+
+    return until(" ".join(args), once)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, service: str) -> None:
+    made = docker.out("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
+    docker.docker("run", "-d", "--name", "other", "bb", "sleep", "1000")
+    follower = docker.popen("logs", "-f", "count")
+    old = docker.kill(service)
+    starting = docker.popen("run", "-d", "--name", "started", "bb", "sleep", "1000")
+    stopping = docker.popen("stop", "-t", "1", "other")
+    docker.back(service, old)
+    starting.communicate(timeout=60)
+    stopping.communicate(timeout=60)
+    until("the count ended", lambda: docker.state_of("count") == "exited")
+    assert docker.inspect("count")["State"]["ExitCode"] == 7
+    assert numbers(docker.out("logs", "count")) == list(range(1, 301))
+    out, _ = follower.communicate(timeout=30)
+    if service != "gateway":  # its clients stay connected in a later version
+        assert numbers(out) == list(range(1, 301))
+    actions = docker.out("events", "--since", "300s", "--until", "0s", "--filter",
+                         f"container={made}", "--format", "{{.Action}}").split()  # fmt: skip
+    assert actions == ["create", "start", "die"]
+    retried(docker, "rm", "-f", "started", "other")
+
+
+@pytest.mark.parametrize("service", [name for name in SERVICES if name != "gateway"])
+def test_an_attached_client_sees_every_line_through_a_kill(docker: Engine, service: str) -> None:
+    running = docker.popen("run", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
+    until("it runs", lambda: docker.api("GET", "/containers/count/json").status == 200
+          and docker.state_of("count") == "running")  # fmt: skip
+    old = docker.kill(service)
+    docker.back(service, old)
+    out, err = running.communicate(timeout=60)
+    assert numbers(out) == list(range(1, 301)), err
+    assert running.returncode == 7
+
+
+def test_all_services_at_once(docker: Engine) -> None:
+    for n in range(5):
+        docker.docker("run", "-d", "--name", f"c{n}", "bb", "sh", "-c", COUNTER.format(n=500))
+    before = {n: docker.inspect(f"c{n}")["State"]["Pid"] for n in range(5)}
+    old = docker.pids()
+    for pid in old.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for service, pid in old.items():
+        docker.back(service, pid)
+    assert {n: docker.inspect(f"c{n}")["State"]["Pid"] for n in range(5)} == before
+    for n in range(5):
+        assert docker.out("wait", f"c{n}") == "7"
+        assert numbers(docker.out("logs", f"c{n}")) == list(range(1, 501))
+
+
+def test_the_whole_engine_is_killed_with_its_supervisor_and_comes_up_again(docker: Engine) -> None:
+    docker.docker("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=400))
+    pid = docker.inspect("count")["State"]["Pid"]
+    victims = [docker.status()["pid"], *docker.pids().values()]
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    docker.up()
+    assert docker.inspect("count")["State"]["Pid"] == pid
+    assert docker.out("wait", "count") == "7"
+    assert numbers(docker.out("logs", "count")) == list(range(1, 401))
+
+
+def test_a_container_that_ends_while_the_engine_is_down_is_reported_after(docker: Engine) -> None:
+    docker.docker("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=50))
+    pid = docker.inspect("count")["State"]["Pid"]
+    docker.down()
+    until("it ended alone", lambda: not os.path.exists(f"/proc/{pid}"))
+    docker.up()
+    until("its end is known", lambda: docker.state_of("count") == "exited")
+    assert docker.inspect("count")["State"]["ExitCode"] == 7
+    assert numbers(docker.out("logs", "count")) == list(range(1, 51))
+
+
+def test_the_bus_is_away_for_half_a_minute(docker: Engine) -> None:
+    docker.docker("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
+    follower = docker.popen("logs", "-f", "count")
+    pid = docker.pids()["nats"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(30)  # the fault itself, not a synchronisation
+        ended = docker.api("GET", "/_ping").status
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert ended == 200
+    until("the end is known", lambda: docker.state_of("count") == "exited", 60)
+    out, _ = follower.communicate(timeout=60)
+    assert numbers(out) == list(range(1, 301))
+
+
+class Load(threading.Thread):
+    """Starts, stops, logs and execs by one client until told to end; notes every deviation."""
+
+    def __init__(self, docker: Engine, number: int, ended: threading.Event) -> None:
+        super().__init__(name=f"load-{number}")
+        self.docker, self.number, self.ended = docker, number, ended
+        self.wrong: list[str] = []
+        self.done = 0
+
+    def run(self) -> None:
+        at = 0
+        while not self.ended.is_set():
+            at += 1
+            try:
+                self.one(f"load-{self.number}-{at}")
+                self.done += 1
+            except Exception as exc:
+                self.wrong.append(f"load-{self.number}-{at}: {type(exc).__name__}: {exc}")
+
+    def one(self, name: str) -> None:
+        lines, code = random.randint(1, 200), random.randint(0, 100)
+        script = f"seq 1 {lines}; sleep 0.{random.randint(0, 9)}; exit {code}"
+
+        def created() -> bool:
+            self.docker.docker("create", "--name", name, "bb", "sh", "-c", script, check=False)
+            return self.docker.api("GET", f"/containers/{name}/json").status == 200
+
+        until("created", lambda: self.calm(created))
+        until("started", lambda: self.calm(lambda: self.started(name)))
+        if random.random() < 0.3:
+            self.docker.docker("exec", name, "true", check=False)
+        until("exited", lambda: self.calm(lambda: self.docker.state_of(name) == "exited"), 60)
+        state = until("inspected", lambda: self.calm(lambda: self.docker.inspect(name)["State"]))
+        if state["ExitCode"] != code:
+            self.wrong.append(f"{name}: exit code {state['ExitCode']} instead of {code}")
+        out = until("logs", lambda: self.calm(lambda: self.docker.docker("logs", name)))
+        if numbers(out.stdout) != list(range(1, lines + 1)):
+            self.wrong.append(f"{name}: log of {len(out.stdout)} bytes is not 1..{lines}")
+        self.events(name)
+        until("removed", lambda: self.calm(lambda: self.removed(name)))
+
+    def events(self, name: str) -> None:
+        args = ("events", "--since", "300s", "--until", "0s", "--filter", f"container={name}")
+        shown = until("events", lambda: self.calm(
+            lambda: self.docker.docker(*args, "--format", "{{.Action}}")))  # fmt: skip
+        actions = [line for line in shown.stdout.splitlines() if not line.startswith("exec")]
+        if actions != ["create", "start", "die"]:
+            self.wrong.append(f"{name}: events {actions}")
+
+    def calm(self, step: object) -> object:
+        """The step's value, or None while the engine is being killed under it."""
+        with contextlib.suppress(OSError, AssertionError, ValueError, subprocess.TimeoutExpired):
+            return step()  # type: ignore[operator]
+        return None
+
+    def started(self, name: str) -> bool:
+        self.docker.docker("start", name, check=False)
+        return self.docker.state_of(name) in ("running", "exited")
+
+    def removed(self, name: str) -> bool:
+        self.docker.docker("rm", "-f", name, check=False)
+        return self.docker.api("GET", f"/containers/{name}/json").status == 404
+
+
+def test_random_kills_under_load_lose_nothing(docker: Engine) -> None:
+    seed = int(os.environ.get("MOORING_TEST_SEED", time.time_ns() % 100_000))
+    chance = random.Random(seed)
+    seconds = float(os.environ.get("MOORING_STORM_SECONDS", "120"))
+    docker.docker("run", "-d", "--name", "steady", "bb", "sh", "-c",
+                  COUNTER.format(n=1_000_000))  # fmt: skip
+    pid = docker.inspect("steady")["State"]["Pid"]
+    ended = threading.Event()
+    load = [Load(docker, n, ended) for n in range(3)]
+    for thread in load:
+        thread.start()
+    deadline, kills = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        time.sleep(chance.uniform(0.2, 2.0))  # the moments are the test
+        service = chance.choice(SERVICES)
+        with contextlib.suppress(KeyError, ProcessLookupError, OSError, ValueError):
+            docker.kill(service)
+            kills += 1
+    ended.set()
+    for thread in load:
+        thread.join(180)
+    until("the API answers", docker.answers)
+    wrong = [line for thread in load for line in thread.wrong]
+    assert not wrong, f"seed {seed}, {kills} kills: {wrong}"
+    assert sum(thread.done for thread in load) > 5
+    assert docker.inspect("steady")["State"]["Pid"] == pid
+    counted = numbers(docker.out("logs", "steady"))
+    assert counted == list(range(1, len(counted) + 1))
+
+
+# two minutes of storm and what it takes to end
+test_random_kills_under_load_lose_nothing = pytest.mark.timeout(420)(
+    test_random_kills_under_load_lose_nothing
+)
