@@ -1,0 +1,108 @@
+"""Fixtures for every test: a real nats-server, settings that point at it, a connected bus."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from mooring.kit import nats_server
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings, load
+
+
+class NatsProcess:
+    """A nats-server of ours that can be killed and started again on the same port and store."""
+
+    def __init__(self, state_dir: Path, run_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.run_dir = run_dir
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self) -> None:
+        """Start it and wait until it accepts connections."""
+        command, environment = nats_server.prepare(self.state_dir, self.run_dir)
+        self.url = json.loads((self.run_dir / "nats.json").read_text())["url"]
+        with (self.run_dir / "nats.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        port = int(self.url.rpartition(":")[2])
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((self.run_dir / "nats.log").read_text()) from None
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """SIGKILL it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def _nats_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsProcess]:
+    root = tmp_path_factory.mktemp("nats")
+    server = NatsProcess(root / "state", root / "run")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def nats(_nats_session: NatsProcess) -> NatsProcess:
+    """The session's nats-server, with JetStream; running even if the test before killed it."""
+    if _nats_session.process is None or _nats_session.process.poll() is not None:
+        _nats_session.start()
+    return _nats_session
+
+
+@pytest.fixture
+async def settings(nats: NatsProcess, tmp_path: Path) -> AsyncIterator[Settings]:
+    """Settings of an engine with directories of its own, on the session's nats-server.
+
+    Its streams and buckets are deleted afterwards: every test finds an empty JetStream.
+    """
+    settings = load(
+        {
+            "state_dir": tmp_path / "state",
+            "run_dir": tmp_path / "run",
+            "nats_url": nats.url,
+            "nats_credentials": nats.state_dir / "secrets" / "nats.json",
+            "log_level": "debug",
+        },
+        environ={},
+    )
+    settings.run_dir.mkdir(parents=True)
+    yield settings
+    if nats.process is None:
+        nats.start()
+    async with Bus.connect(settings, "cleanup") as bus:
+        listing = await bus.jetstream.api("STREAM.NAMES", {})
+        for name in listing["streams"] or []:
+            await bus.jetstream.api(f"STREAM.DELETE.{name}", {})
+
+
+@pytest.fixture
+async def bus(settings: Settings) -> AsyncIterator[Bus]:
+    """A connected bus with the streams of facts and events."""
+    async with Bus.connect(settings, "test") as connected:
+        await connected.ensure_streams()
+        yield connected
