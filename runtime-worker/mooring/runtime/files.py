@@ -1,0 +1,97 @@
+"""Pure: what the container reads in /etc/hosts, /etc/hostname and /etc/resolv.conf."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from mooring.kit.errors import InvalidParameter
+from mooring.kit.options import extra_host
+
+_LOCALHOST = (
+    "127.0.0.1\tlocalhost\n"
+    "::1\tlocalhost ip6-localhost ip6-loopback\n"
+    "fe00::\tip6-localnet\n"
+    "ff00::\tip6-mcastprefix\n"
+    "ff02::1\tip6-allnodes\n"
+    "ff02::2\tip6-allrouters\n"
+)
+FALLBACK_SERVERS = ("8.8.8.8", "8.8.4.4")
+"""Docker's, for a host that has no name server a container could reach."""
+
+
+def hosts(
+    *,
+    base: str | None,
+    extra: Iterable[str],
+    gateway: str,
+    address: str,
+    hostname: str,
+    domainname: str,
+) -> str:
+    """/etc/hosts. base: the host's own file for a container in its network; else None."""
+    text = _LOCALHOST if base is None else base
+    if text and not text.endswith("\n"):
+        text += "\n"
+    for entry in extra:
+        name, target = extra_host(entry)
+        if target == "host-gateway":
+            if not gateway:
+                raise InvalidParameter(
+                    "unable to derive the IP value for host-gateway: the network has no gateway"
+                )
+            target = gateway
+        text += f"{target}\t{name}\n"
+    if address:
+        names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+        text += f"{address}\t{names}\n"
+    return text
+
+
+def resolv(
+    host_text: str,
+    *,
+    servers: Sequence[str],
+    search: Sequence[str],
+    options: Sequence[str],
+    keep_loopback: bool,
+) -> str:
+    """/etc/resolv.conf: the host's, with what the user said in place of the same lines.
+
+    keep_loopback: the container shares the host's network, where 127.0.0.53 answers.
+    """
+    found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
+    for line in host_text.splitlines():
+        words = line.split("#", 1)[0].split(";", 1)[0].split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver":
+            if keep_loopback or not _is_loopback(words[1]):
+                found["nameserver"].append(words[1])
+        elif words[0] in ("search", "domain"):
+            found["search"] = words[1:]
+        elif words[0] == "options":
+            found["options"] += words[1:]
+    names = list(servers) or found["nameserver"] or list(FALLBACK_SERVERS)
+    lines = [f"nameserver {server}" for server in names]
+    domains = list(search) or found["search"]
+    # `--dns-search .` is Docker's way to say: none.
+    if domains and domains != ["."]:
+        lines.append("search " + " ".join(domains))
+    if chosen := list(options) or found["options"]:
+        lines.append("options " + " ".join(chosen))
+    return "\n".join(lines) + "\n"
+
+
+def has_only_loopback(host_text: str) -> bool:
+    """Whether every name server in a resolv.conf is one of the host's own loopback."""
+    words = [line.split() for line in host_text.splitlines()]
+    servers = [pair[1] for pair in words if len(pair) > 1 and pair[0] == "nameserver"]
+    return bool(servers) and all(map(_is_loopback, servers))
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        return ipaddress.ip_address(server.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
