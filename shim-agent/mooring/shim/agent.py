@@ -1,0 +1,120 @@
+"""The agent of a host: it puts the host's shims on the bus, and holds nothing it could lose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+
+from mooring.kit import subjects
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings
+from mooring.kit.models.base import Request
+from mooring.kit.models.host import (
+    HostContainer,
+    HostExec,
+    HostKill,
+    HostPolicy,
+    HostResize,
+    HostStop,
+    HostTop,
+    OpenStream,
+    StdinChunk,
+)
+from mooring.kit.process import Service
+from mooring.kit.streams import serve_downloads
+
+from .commands import Commands
+from .exits import Exits
+from .facts import Facts
+from .joining import Joining
+from .output import Outputs
+from .policies import Policies
+from .restarts import Restarts
+from .runs import Containers
+from .shims import Shims
+from .stats import Stats
+from .top import Top
+from .truth import Truth
+from .work import Work
+
+
+class Agent:
+    """All parts of the agent, joined."""
+
+    def __init__(self, settings: Settings, bus: Bus, work: Work) -> None:
+        state, run = str(settings.state_dir), str(settings.run_dir)
+        self._node = settings.node_id
+        self._bus = bus
+        self.containers = Containers()
+        policies = Policies(f"{state}/containers")
+        facts = Facts(bus, settings.node_id)
+        restarts = Restarts(bus, facts, policies, work)
+        exits = Exits(facts, policies, restarts, work)
+        self.shims = Shims(run, self.containers, exits, work)
+        self._commands = Commands(self.containers, self.shims, policies, restarts)
+        self._joining = Joining(self.containers, self.shims, exits)
+        self._outputs = Outputs(state, self.containers, self.shims, work)
+        self._top = Top(self.containers, self.shims)
+        self._stats = Stats(self.containers, self.shims)
+        self._truth = Truth(state, run, self.containers, self.shims, policies, restarts, facts)
+
+    async def start(self) -> None:
+        """Find every run of this host again, then answer."""
+        self.shims.listen()
+        self.shims.look()
+        await self._serve()
+        await self._truth.resume()
+
+    def close(self) -> None:
+        """Let go of all shims."""
+        self.shims.close()
+
+    async def _serve(self) -> None:
+        commands = self._commands
+        await asyncio.gather(
+            self._bus.serve(self._name(subjects.AGENT_STOP), HostStop, commands.stop),
+            self._bus.serve(self._name(subjects.AGENT_KILL), HostKill, commands.kill),
+            self._bus.serve(self._name(subjects.AGENT_PAUSE), HostContainer, commands.pause),
+            self._bus.serve(self._name(subjects.AGENT_UNPAUSE), HostContainer, commands.unpause),
+            self._bus.serve(self._name(subjects.AGENT_RESIZE), HostResize, commands.resize),
+            self._bus.serve(self._name(subjects.AGENT_EXEC_RESIZE), HostResize, commands.resize),
+            self._bus.serve(self._name(subjects.AGENT_STDIN), StdinChunk, commands.stdin),
+            self._bus.serve(self._name(subjects.AGENT_POLICY), HostPolicy, commands.policy),
+            self._bus.serve(self._name(subjects.AGENT_FORGET), HostContainer, commands.forget),
+            self._bus.serve(self._name(subjects.AGENT_TOP), HostTop, self._top.list),
+            self._bus.serve(self._name(subjects.AGENT_STATS), HostContainer, self._stats.sample),
+            self._bus.serve(self._name(subjects.AGENT_EXEC_START), HostExec, self._joining.start),
+            self._bus.serve(self._name(subjects.AGENT_REPORT), Request, self._truth.report),
+            serve_downloads(
+                self._bus,
+                self._name(subjects.AGENT_STREAM_OPEN),
+                OpenStream,
+                self._outputs.open,
+            ),
+        )
+
+    def _name(self, verb: str) -> str:
+        return subjects.agent(self._node, verb)
+
+
+async def main(settings: Settings, service: Service) -> None:
+    """Run the agent until it is asked to stop."""
+    allow_descriptors()
+    async with Bus.connect(settings, "shim-agent") as bus:
+        await bus.ensure_streams()
+        async with Work() as work:
+            agent = Agent(settings, bus, work)
+            try:
+                await agent.start()
+                await service.ready()
+                await service.stop_requested()
+            finally:
+                agent.close()
+
+
+def allow_descriptors() -> None:
+    """As many open files as may be had: two to a container, and one to a stream."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,182 @@
+"""The conversation with one shim: JSON packets over a SOCK_SEQPACKET socket."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from mooring.kit.errors import KINDS, EngineError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+PACKET_BYTES = 256 << 10
+"""More than the largest packet of either side: 128 KiB of raw bytes behind one JSON object."""
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+# One loop, one thread, and a packet is parsed before the next is read: one buffer serves all.
+_buffer = bytearray(PACKET_BYTES)
+
+EventHandler = Callable[["Channel", dict[str, Any]], None]
+
+
+class ShimRefused(EngineError):
+    """A shim's refusal, with the exit code that a program that could not be executed gets."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Channel:
+    """One connected socket: requests with answers, and the shim's events to a callback.
+
+    `closed` is called once, when the shim or `close` ended the conversation; requests that wait
+    then raise Unavailable.
+    """
+
+    def __init__(
+        self, sock: socket.socket, event: EventHandler, closed: Callable[[Channel], None]
+    ) -> None:
+        sock.setblocking(False)
+        self.descriptors: list[int] = []
+        """What came with the last answer by SCM_RIGHTS; whoever asked for it takes it over."""
+        self._sock = sock
+        self._event = event
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._serial = 0
+        self._unsent: deque[bytes] = deque()
+        self._open = True
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def open(self) -> bool:
+        """Whether requests can still be sent."""
+        return self._open
+
+    async def request(self, op: str, data: bytes = b"", **fields: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer; the shim's error is raised by its kind."""
+        if not self._open:
+            raise Unavailable("the shim's connection is closed")
+        self._serial += 1
+        serial = self._serial
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._answers[serial] = answer
+        try:
+            self._send(_packet({"op": op, "id": serial, **fields}, data))
+            reply = await answer
+        finally:
+            self._answers.pop(serial, None)
+        if error := reply.get("error"):
+            raise _refusal(error)
+        return reply
+
+    def tell(self, op: str, **fields: Any) -> None:
+        """Send a request whose answer, if any, is an event; nothing if the shim is gone."""
+        if self._open:
+            self._send(_packet({"op": op, **fields}, b""))
+
+    def close(self) -> None:
+        """End the conversation."""
+        if not self._open:
+            return
+        self._open = False
+        number = self._sock.fileno()
+        self._loop.remove_reader(number)
+        if self._unsent:
+            self._loop.remove_writer(number)
+            self._unsent.clear()
+        self._sock.close()
+        self.drop_descriptors()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Unavailable("the shim's connection broke"))
+        self._closed(self)
+
+    def drop_descriptors(self) -> None:
+        """Close descriptors that nobody took over."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+    def _send(self, packet: bytes) -> None:
+        if not self._unsent:
+            try:
+                self._sock.send(packet)
+                return
+            except BlockingIOError:
+                self._loop.add_writer(self._sock.fileno(), self._writable)
+            except OSError:
+                self._loop.call_soon(self.close)
+                return
+        self._unsent.append(packet)
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                self._sock.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _readable(self) -> None:
+        # Several packets to a wake-up, but not so many that one shim starves the others.
+        for _ in range(16):
+            if not self._open:
+                return
+            try:
+                size, ancillary, _, _ = self._sock.recvmsg_into([_buffer], _ANCILLARY_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                size, ancillary = 0, []
+            if size == 0:
+                self.close()
+                return
+            if ancillary:
+                self._keep(ancillary)
+            self._handle(bytes(memoryview(_buffer)[:size]))
+
+    def _keep(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        self.drop_descriptors()
+        numbers = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+        self.descriptors = list(numbers)
+
+    def _handle(self, packet: bytes) -> None:
+        try:
+            message = json.loads(packet.partition(b"\n")[0])
+            if "event" in message:
+                self._event(self, message)
+            elif (answer := self._answers.get(message.get("id", 0))) and not answer.done():
+                answer.set_result(message)
+        except Exception:
+            # A shim that outlived an upgrade may say what this agent does not know.
+            logger.exception("packet of a shim not understood: %.200r", packet)
+
+
+def _packet(message: dict[str, Any], data: bytes) -> bytes:
+    head = _encode(message).encode()
+    return head + b"\n" + data if data else head
+
+
+def _refusal(error: dict[str, Any]) -> EngineError:
+    message = str(error.get("message") or "the shim refused without a reason")
+    if code := error.get("exit_code"):
+        return ShimRefused(message, int(code))
+    return KINDS.get(str(error.get("kind")), EngineError)(message)

@@ -1,0 +1,249 @@
+"""What a container or an exec printed, as a stream: a cursor over the log, woken by the shim.
+
+Offsets are the log's own, so a stream that broke for whatever reason is opened again at its byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from mooring.kit.errors import NotFound, Unavailable
+from mooring.kit.models.host import OpenStream
+from mooring.kit.streams import Source
+
+from .logread import LogReader, RotatedAway
+from .runs import Container, Containers, Exec, Run
+from .shims import Shims
+from .work import Work
+
+TRIM_EVERY = 4 << 20
+"""Bytes that a reader of an exec goes on before what it has read is given up."""
+TRIM_BEHIND = 2 << 20
+"""Bytes that are kept for a reader that resumes: more than a stream has in flight."""
+ABANDONED = 1 << 62
+"""An offset beyond any log: nobody reads this exec any more."""
+EXEC_SECONDS = 30.0
+"""How long a stream waits for its exec to be started."""
+REOPEN_SECONDS = 30.0
+"""How long an exec's output waits for a reader that broke off."""
+
+
+class Outputs:
+    """Opens the streams of this host."""
+
+    def __init__(self, state_dir: str, containers: Containers, shims: Shims, work: Work) -> None:
+        self._state_dir = state_dir
+        self._containers = containers
+        self._shims = shims
+        self._work = work
+
+    async def open(self, request: OpenStream) -> tuple[Source, int]:
+        """The source that a request names, and the offset that it begins at."""
+        container = self._containers.get(request.id)
+        if container.latest is None:
+            self._shims.look(request.id)
+        if request.exec_id:
+            return self._open_exec(container, request)
+        reader = LogReader(f"{self._state_dir}/containers/{request.id}/log")
+        begin, head = _begin(reader, container, request)
+        stop = None if request.follow else reader.end()
+        until = request.until_run or container.latest_number
+        return LogSource(container, reader, until, stop, (begin, head)), begin
+
+    def _open_exec(self, container: Container, request: OpenStream) -> tuple[Source, int]:
+        source = ExecSource(container, request.exec_id, request.run, self._work)
+        return source, request.offset or 0
+
+
+class LogSource:
+    """The log of a container: up to `stop`, or (None) to the end of the run `until`.
+
+    `head` is what stands at an offset in place of the log's bytes: a stream that begins inside a
+    frame, at one of its lines, needs a frame's header there.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        reader: LogReader,
+        until: int,
+        stop: int | None,
+        head: tuple[int, bytes],
+    ) -> None:
+        self._container = container
+        self._reader = reader
+        self._until = until
+        self._stop = stop
+        self._head, self._instead = head
+        container.users += 1
+
+    async def read(self, offset: int, limit: int) -> bytes:
+        """Log bytes from `offset` on; waits for the next ones; empty at the end."""
+        while True:
+            if run := self._container.live:
+                self._reader.known_end(run.watch.end)
+            stop = self._stop
+            if stop is None:
+                # Before reading: nothing is written after the end that is found here.
+                stop = self._stop = self._end()
+            if stop is not None:
+                if offset >= stop:
+                    return b""
+                limit = min(limit, stop - offset)
+            data = self._read(offset, limit)
+            if data or stop is not None:
+                return data
+            await self._more(offset)
+
+    def _read(self, offset: int, limit: int) -> bytes:
+        skipped = offset - self._head
+        try:
+            data = self._reader.read(offset, limit)
+        except RotatedAway as exc:
+            # Ended with an error, the stream is opened again, at what is there.
+            raise Unavailable(f"the log was rotated while it was read: {exc}") from exc
+        if self._instead and 0 <= skipped < len(self._instead):
+            instead = self._instead[skipped : skipped + len(data)]
+            return instead + data[len(instead) :]
+        return data
+
+    async def close(self) -> None:
+        """Nobody reads any more."""
+        self._container.users -= 1
+        self._reader.close()
+
+    def _end(self) -> int | None:
+        """Where this stream ends, if that is known yet."""
+        container = self._container
+        if container.forgotten:
+            return self._reader.end()
+        run = container.runs.get(self._until)
+        if run is not None:
+            over = run.exit is not None
+        else:
+            over = self._until <= container.latest_number
+        if not over:
+            return None
+        end = self._reader.end_of_run(self._until)
+        return self._reader.end() if end is None else end
+
+    async def _more(self, offset: int) -> None:
+        run = self._container.live
+        if run is not None:
+            await run.watch.beyond(offset)
+        else:
+            await self._container.changed.wait()
+
+
+class ExecSource:
+    """The output of one exec, which may not have been started yet, to its end."""
+
+    def __init__(self, container: Container, id_: str, number: int, work: Work) -> None:
+        self._container = container
+        self._id = id_
+        self._number = number
+        self._work = work
+        self._run: Run | None = None
+        self._entry: Exec | None = None
+        self._reader: LogReader | None = None
+        self._trimmed = 0
+        container.users += 1
+
+    async def read(self, offset: int, limit: int) -> bytes:
+        """Log bytes from `offset` on; waits for the next ones; empty at the end."""
+        entry = self._entry or await self._await_start()
+        if entry is None:
+            return b""
+        while True:
+            finished = entry.finished
+            self._log().known_end(entry.watch.end)
+            data = self._log().read(offset, limit)
+            if data:
+                self._trim(offset)
+                return data
+            if finished:
+                entry.read = True
+                return b""
+            await entry.watch.beyond(offset)
+
+    async def close(self) -> None:
+        """Nobody reads this stream any more; the exec goes on, and may be read again."""
+        container, entry, run = self._container, self._entry, self._run
+        container.users -= 1
+        if self._reader is not None:
+            self._reader.close()
+        if entry is None or run is None:
+            return
+        entry.readers -= 1
+        container.changed.fire()
+        if not entry.finished and not entry.readers:
+            self._work.start(_abandon(run, self._id, entry), name=f"abandon {self._id}")
+
+    async def _await_start(self) -> Exec | None:
+        """The exec once it runs or is over; None if it never will be."""
+        try:
+            async with asyncio.timeout(EXEC_SECONDS):
+                while (run := self._container.latest) is not None:
+                    if self._number not in (0, run.number) or self._id in run.ended_execs:
+                        return None
+                    entry = run.execs.get(self._id)
+                    if entry.error if entry else not run.live:
+                        return None
+                    if entry is not None and (entry.started or entry.finished):
+                        self._run, self._entry = run, entry
+                        entry.readers += 1
+                        return entry
+                    await self._container.changed.wait()
+        except TimeoutError:
+            raise NotFound(f"No such exec instance: {self._id}") from None
+        return None
+
+    def _log(self) -> LogReader:
+        if self._reader is None:
+            assert self._run is not None
+            self._reader = LogReader(f"{self._run.directory}/execs/{self._id}/log")
+        return self._reader
+
+    def _trim(self, offset: int) -> None:
+        if offset - self._trimmed < TRIM_EVERY:
+            return
+        self._trimmed = offset
+        if self._run is not None and self._run.channel is not None:
+            self._run.channel.tell("exec_trim", exec=self._id, offset=offset - TRIM_BEHIND)
+
+
+async def _abandon(run: Run, id_: str, entry: Exec) -> None:
+    """An exec that nobody reads must not block on its output, as it would not under Docker."""
+    try:
+        async with asyncio.timeout(REOPEN_SECONDS):
+            while run.live and not entry.readers and not entry.finished:
+                await run.container.changed.wait()
+    except TimeoutError:
+        if run.channel is not None:
+            run.channel.tell("exec_trim", exec=id_, offset=ABANDONED)
+            entry.read = True
+
+
+def _begin(reader: LogReader, container: Container, request: OpenStream) -> tuple[int, bytes]:
+    """The offset that a stream of a container's log begins at, and what stands there instead."""
+    if request.offset is not None:
+        return max(request.offset, reader.first()), b""
+    if request.tail is not None:
+        return reader.offset_of_tail(request.tail)
+    if request.from_end:
+        return reader.end(), b""
+    if request.at_run is not None:
+        return _begin_of_run(reader, container, request.at_run), b""
+    if request.since_ns:
+        return reader.offset_since(request.since_ns), b""
+    return reader.first(), b""
+
+
+def _begin_of_run(reader: LogReader, container: Container, number: int) -> int:
+    """Where a run begins; for one that has not begun, the end of the log: there it will."""
+    end = reader.end()
+    latest = container.latest_number
+    if not end or (latest and number > latest):
+        return end
+    found = reader.offset_of_run(number)
+    return end if found is None else found

@@ -1,0 +1,239 @@
+"""The connections to this host's shims, and what is found on disk of those that are away.
+
+New shims connect to `agent.sock` and say hello. At its start, and whenever something is asked about
+a run that it does not know, the agent looks at the run directories and connects to `shim.sock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from . import orphans, rundir
+from .channel import Channel
+from .exits import Exits
+from .rundir import ExitRecord, ShimRecord
+from .runs import Container, Containers, Run
+from .work import Work
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+KILLED_EXIT_CODE = 137
+"""Of an exec that ended with its container: the end of a pid namespace is SIGKILL to all in it."""
+
+
+class Shims:
+    """Every shim of this host, connected or not."""
+
+    def __init__(self, run_dir: str, containers: Containers, exits: Exits, work: Work) -> None:
+        self._run_dir = run_dir
+        self._directory = f"{run_dir}/shims"
+        self._containers = containers
+        self._exits = exits
+        self._work = work
+        self._connected: dict[Channel, Run] = {}
+        self._listener: socket.socket | None = None
+
+    def listen(self) -> None:
+        """Take `agent.sock` over: from here on new shims reach this agent."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        with _directory_path(self._run_dir) as short:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{short}/agent.sock.new")
+            listener.bind(f"{short}/agent.sock.new")
+            listener.listen(BACKLOG)
+            # Renamed once it listens: a shim never meets a socket that refuses it.
+            os.rename(f"{short}/agent.sock.new", f"{short}/agent.sock")
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop listening and let all shims go; they live on."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        connected, self._connected = self._connected, {}
+        for channel in connected:
+            channel.close()
+
+    def look(self, id_: str = "") -> None:
+        """Look for runs (of one container) on disk that are not known yet."""
+        for found, number in rundir.runs(self._directory):
+            if id_ and found != id_:
+                continue
+            container = self._containers.find(found)
+            known = container.runs.get(number) if container else None
+            if known is None and (container is None or container.latest_number < number):
+                self._found(found, number)
+
+    def _found(self, id_: str, number: int) -> None:
+        directory = f"{self._directory}/{rundir.name(id_, number)}"
+        record = rundir.read_shim(directory)
+        ended = rundir.read_exit(directory)
+        if record is None and ended is None:
+            # Not started yet: its shim will say hello.
+            return
+        run = self._run(id_, number, directory)
+        run.record = record
+        self._look_for_execs(run)
+        if ended is not None:
+            self._exits.ended(run, ended[0], acknowledged=ended[1])
+        elif record is not None:
+            self._work.start(self._recover(run, record), name=f"recover {id_}")
+
+    def _run(self, id_: str, number: int, directory: str) -> Run:
+        container = self._containers.get(id_)
+        run = container.runs.get(number)
+        if run is None:
+            run = container.runs[number] = Run(container, number, directory)
+        return run
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(64):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                logger.error("cannot accept a shim: %s", exc)
+                return
+            Channel(sock, self._event, self._closed)
+
+    async def _connect(self, run: Run) -> bool:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            with _directory_path(run.directory) as short:
+                sock.connect(f"{short}/shim.sock")
+        except OSError:
+            sock.close()
+            return False
+        channel = Channel(sock, self._event, self._closed)
+        try:
+            async with asyncio.timeout(10):
+                hello = await channel.request("hello")
+        except Exception as exc:
+            logger.warning("no hello from the shim of %s: %s", run.container.id, exc)
+            channel.close()
+            return False
+        self._hello(channel, hello)
+        return True
+
+    def _event(self, channel: Channel, message: dict[str, Any]) -> None:
+        run = self._connected.get(channel)
+        match message["event"]:
+            case "hello":
+                self._hello(channel, message)
+            case _ if run is None:
+                return
+            case "log":
+                entry = run.execs.get(message["exec"]) if message.get("exec") else None
+                (entry.watch if entry else run.watch).fire(int(message["end"]))
+            case "exit":
+                self._ended(run, ExitRecord.parse(message))
+            case "exec_exit":
+                code, pid = int(message["exit_code"]), int(message.get("pid") or 0)
+                self._exits.exec_ended(run, str(message["exec"]), code, pid)
+            case "oom":
+                self._exits.out_of_memory(run)
+
+    def _hello(self, channel: Channel, fields: dict[str, Any]) -> None:
+        id_, number = str(fields["id"]), int(fields["run"])
+        run = self._run(id_, number, f"{self._directory}/{rundir.name(id_, number)}")
+        if run.exit is not None or (run.channel is not None and run.channel.open):
+            channel.close()
+            return
+        run.record = record = ShimRecord.parse(run.directory, fields)
+        run.paused = bool(fields.get("paused"))
+        run.channel = channel
+        self._connected[channel] = run
+        if run.pidfd < 0:
+            run.pidfd = orphans.open_init(record.init)
+        for entry in fields.get("execs") or []:
+            id_ = entry["exec"] if isinstance(entry, dict) else entry
+            run.exec(str(id_)).started = True
+        self._look_for_execs(run)
+        run.changed()
+
+    def _look_for_execs(self, run: Run) -> None:
+        """Execs whose exit was written while no agent listened."""
+        try:
+            ids = os.listdir(f"{run.directory}/execs")
+        except FileNotFoundError:
+            return
+        for id_ in ids:
+            directory = f"{run.directory}/execs/{id_}"
+            if fields := rundir.read_json(f"{directory}/{rundir.EXIT}"):
+                code, pid = int(fields["exit_code"]), int(fields.get("pid") or 0)
+                self._exits.exec_ended(run, id_, code, pid)
+            elif os.path.exists(f"{directory}/{rundir.ACKNOWLEDGED}") and id_ not in run.execs:
+                self._exits.exec_acknowledged(run, id_)
+
+    def _ended(self, run: Run, exited: ExitRecord, *, acknowledged: bool = False) -> None:
+        if run.exit is not None:
+            return
+        self._look_for_execs(run)
+        for id_, entry in tuple(run.execs.items()):
+            if entry.started and not entry.finished:
+                self._exits.exec_ended(run, id_, KILLED_EXIT_CODE, entry.pid)
+        self._exits.ended(run, exited, acknowledged=acknowledged)
+
+    def _closed(self, channel: Channel) -> None:
+        run = self._connected.pop(channel, None)
+        if run is None:
+            return
+        run.channel = None
+        if run.live:
+            run.changed()
+            assert run.record is not None
+            self._work.start(self._recover(run, run.record), name=f"recover {run.container.id}")
+
+    async def _recover(self, run: Run, record: ShimRecord) -> None:
+        """A run without a connection: connect again, or find out how it ended."""
+        pause = 0.01
+        while run.live and run.channel is None:
+            lives = record.shim.alive()
+            # Read after that: a shim that is gone has written all it was ever going to write.
+            if (ended := rundir.read_exit(run.directory)) is not None:
+                self._ended(run, ended[0], acknowledged=ended[1])
+            elif not lives:
+                await self._orphaned(run, record)
+            elif not await self._connect(run):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+    async def _orphaned(self, run: Run, record: ShimRecord) -> None:
+        logger.warning("the shim of container %s was killed", run.container.id)
+        if run.pidfd < 0:
+            run.pidfd = orphans.open_init(record.init)
+        exited = await orphans.wait(run.pidfd, record)
+        if run.live:
+            orphans.keep(run.directory, record.id, exited)
+            self._ended(run, exited)
+
+
+@contextlib.contextmanager
+def _directory_path(directory: str) -> Iterator[str]:
+    """A short path of a directory: a socket's address holds 107 bytes at most."""
+    number = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
+
+
+def container_of(containers: Containers, shims: Shims, id_: str) -> Container | None:
+    """What is known of a container; the disk is looked at if nothing is."""
+    found = containers.find(id_)
+    if found is None or found.latest is None:
+        shims.look(id_)
+        found = containers.find(id_)
+    return found
