@@ -40,7 +40,7 @@ class Settings(Model):
     state_dir: Path = DEFAULT_STATE_DIR
     run_dir: Path = DEFAULT_RUN_DIR
     host: list[str] = []
-    """Where the API listens: `unix://PATH`, `tcp://ADDRESS:PORT`; default: docker.sock in run_dir."""
+    """Where the API listens: unix://PATH, tcp://ADDRESS:PORT; default: docker.sock in run_dir."""
     node_id: str = ""
     nats_url: str = ""
     """Comma-separated URLs of a NATS cluster; empty: the embedded server of `run_dir`/nats.json."""
