@@ -317,7 +317,7 @@ class NatsClient:
                 except BaseException:
                     protocol.close()
                     raise
-        except (OSError, TimeoutError, ProtocolError, ValueError) as exc:
+        except (OSError, TimeoutError, Disconnected, ProtocolError, LookupError, ValueError) as exc:
             text = str(exc) or "no answer in time"
             if isinstance(exc, ProtocolError) and text != self._refusal:
                 logger.error("nats-server refuses us: %s", text)
