@@ -1,0 +1,65 @@
+"""The loader: a process to an upload, so that no archive takes time or memory from the worker.
+
+    worker                                 loader
+    exec, ingest/<job>/job.json ─────────▶ prepare
+    stdin: the bytes as they arrive ─────▶ stored in ingest/<job>, digests computed
+    stdin closed: the upload is whole ───▶ layers unpacked, verified, put into the store
+    stdout ◀────────────────────────────── one JSON object: {"images": […]} or {"error", "fault"}
+
+It imports nothing outside the standard library (but zstandard, for zstd), and ends with the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from .compress import Read
+from .load import LoadedImage, load, receive_archive
+from .rootfs import ImportOptions, import_rootfs, receive_rootfs
+from .store import ImageStore
+from .unpack import BadArchive, end_with
+
+
+def main() -> None:
+    """`loader DIRECTORY`: the job's directory, with the job.json that service.py writes."""
+    directory = Path(sys.argv[1])
+    job: dict[str, Any] = json.loads((directory / "job.json").read_bytes())
+    end_with(job["parent"])
+    try:
+        images = _run(job, directory)
+        answer: dict[str, Any] = {"images": [asdict(image) for image in images]}
+    except BadArchive as exc:
+        answer = {"error": str(exc), "fault": True}
+    except OSError as exc:
+        answer = {"error": f"cannot store the image: {exc}", "fault": False}
+    sys.stdout.buffer.write(json.dumps(answer).encode())
+
+
+def _run(job: dict[str, Any], directory: Path) -> list[LoadedImage]:
+    store = ImageStore(Path(job["state_dir"]))
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        return _store(job, directory, store, cast(Read, stdin.read))
+
+
+def _store(
+    job: dict[str, Any], directory: Path, store: ImageStore, read: Read
+) -> list[LoadedImage]:
+    if job["kind"] == "load":
+        archive = receive_archive(read, directory)
+        return load(archive, store, directory, job["architecture"])
+    rootfs = receive_rootfs(read, directory)
+    options = ImportOptions(
+        message=job["message"],
+        changes=tuple(job["changes"]),
+        architecture=job["architecture"],
+        variant=job["variant"],
+    )
+    return [import_rootfs(rootfs, options, store, directory)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`docker import`: an image of one layer out of a root file system's tar."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import changes
+from .archive import Blob
+from .build import Builder, Plan
+from .compress import Read
+from .load import LoadedImage
+from .store import ImageStore
+from .tar import CHUNK
+from .unpack import BadArchive
+
+_COMMENT = "Imported from -"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """What the user says about the image. Architecture and variant are OCI's words."""
+
+    message: str = ""
+    changes: tuple[str, ...] = ()
+    architecture: str = "amd64"
+    variant: str = ""
+
+
+def receive_rootfs(read: Read, job: Path) -> Blob:
+    """Store the stream as it comes in the job's directory."""
+    path = job / "rootfs"
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        while piece := read(CHUNK):
+            digest.update(piece)
+            file.write(piece)
+            size += len(piece)
+    return Blob(path, f"sha256:{digest.hexdigest()}", size)
+
+
+def import_rootfs(
+    rootfs: Blob, options: ImportOptions, store: ImageStore, job: Path, now: datetime | None = None
+) -> LoadedImage:
+    """Make the image; BadArchive, also for a change that is no valid instruction."""
+    try:
+        config = changes.apply({}, options.changes)
+    except changes.InvalidChange as exc:
+        raise BadArchive(str(exc)) from exc
+    builder = Builder(store, job)
+    (layer,) = builder.build([Plan(0, rootfs)])
+    image = _image_config(config, options, layer.diff_id, now or datetime.now(UTC))
+    data = json.dumps(image, separators=(",", ":"), ensure_ascii=False).encode()
+    path = job / "config"
+    path.write_bytes(data)
+    blob = Blob(path, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+    builder.add_blob(blob)
+    return LoadedImage(blob.digest, image, (layer,))
+
+
+def _image_config(
+    config: changes.Config, options: ImportOptions, diff_id: str, now: datetime
+) -> dict[str, Any]:
+    created = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    comment = options.message or _COMMENT
+    image: dict[str, Any] = {
+        "architecture": options.architecture,
+        "config": config,
+        "created": created,
+        "history": [{"created": created, "comment": comment}],
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    }
+    if options.variant:
+        image["variant"] = options.variant
+    return image

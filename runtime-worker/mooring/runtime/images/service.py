@@ -1,0 +1,260 @@
+"""The images of this host on the bus: load, import, remove.
+
+The bytes of an upload go straight to a loader process (loader.py). Only one job at a time changes
+the store: whether a layer is there, is needed, or is to be taken out is decided under one lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from mooring.kit import references, subjects
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings
+from mooring.kit.errors import EngineError, InvalidParameter, Unavailable
+from mooring.kit.faults import point
+from mooring.kit.models.base import Done
+from mooring.kit.models.image import (
+    AddImage,
+    ImageRecord,
+    ImagesLoaded,
+    ImportImage,
+    LoadImages,
+    RemoveLayers,
+)
+from mooring.kit.streams import serve_uploads
+
+from . import platforms
+from .pending import Pending
+from .records import image_record
+from .store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+_SETTLED = 30.0
+"""Seconds after which every lifecycle manager has seen an image that was added."""
+
+
+class _Added(NamedTuple):
+    at: float
+    chain_ids: frozenset[str]
+
+
+class ImageService:
+    """Loads, imports and removes images in the store of this host."""
+
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        self._bus = bus
+        self._node = settings.node_id
+        self._state_dir = settings.state_dir
+        self.store = ImageStore(settings.state_dir)
+        self._lock = asyncio.Lock()
+        self._added: dict[str, _Added] = {}
+        """By image id: what is known here for so short a time that others may not know it yet."""
+        self._emptying: asyncio.Task[None] | None = None
+        self.on_removed: list[Callable[[str], None]] = []
+        """Called with the id of an image whose layers are gone."""
+
+    async def start(self) -> None:
+        """Make the directories and undo what a killed worker left half-done."""
+        self.store.prepare()
+        jobs = list(self.store.ingest.iterdir())
+        if jobs:
+            images = await self._bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
+            mirror = await images.mirror()
+            keep = {entry.record.id for entry in mirror.values()}
+            keep |= {layer.chain_id for e in mirror.values() for layer in e.record.layers}
+            for job in jobs:
+                logger.info("undoing an image job that was broken off: %s", job.name)
+                await asyncio.to_thread(self._end, job, keep)
+        self._empty_trash()
+
+    async def close(self) -> None:
+        """Wait for the background deletion."""
+        if self._emptying is not None:
+            await self._emptying
+
+    async def load(self, request: LoadImages, upload: AsyncIterable[memoryview]) -> ImagesLoaded:
+        """Load a docker-archive or OCI layout; InvalidParameter for a bad archive."""
+        job = {"kind": "load", "architecture": platforms.host().architecture}
+        return await self._run(job, upload, "load", [])
+
+    async def import_(
+        self, request: ImportImage, upload: AsyncIterable[memoryview]
+    ) -> ImagesLoaded:
+        """Make an image of a root file system's tar; InvalidParameter."""
+        platform = platforms.parse(request.platform)
+        names = [references.normalize(request.reference)] if request.reference else []
+        job = {
+            "kind": "import",
+            "message": request.message,
+            "changes": request.changes,
+            "architecture": platform.architecture,
+            "variant": platform.variant,
+        }
+        return await self._run(job, upload, "import", names)
+
+    async def remove(self, request: RemoveLayers) -> Done:
+        """Remove an image's layers but those in keep; what is gone already is no error."""
+        async with self._lock:
+            horizon = time.monotonic() - _SETTLED
+            self._added.pop(request.image.id, None)
+            self._added = {image: a for image, a in self._added.items() if a.at > horizon}
+            keep = set(request.keep).union(*(a.chain_ids for a in self._added.values()))
+            await asyncio.to_thread(self._remove, request.image, keep)
+        for forget in self.on_removed:
+            forget(request.image.id)
+        self._empty_trash()
+        return Done()
+
+    def _remove(self, image: ImageRecord, keep: set[str]) -> None:
+        for layer in reversed(image.layers):
+            if layer.chain_id not in keep:
+                self.store.remove_layer(layer.chain_id)
+                point("runtime.image.remove.layer")
+        self.store.blob(image.id).unlink(missing_ok=True)
+
+    async def _run(
+        self,
+        job: dict[str, Any],
+        upload: AsyncIterable[memoryview],
+        action: str,
+        names: list[str],
+    ) -> ImagesLoaded:
+        directory = self.store.new_job()
+        added: set[str] = set()
+        certain = True
+        loader = await self._start_loader(job, directory)
+        try:
+            await _feed(loader, upload)
+            async with self._lock:
+                try:
+                    images = await _result(loader)
+                    point("runtime.image.stored")
+                    return await self._add(images, action, names, added)
+                except Unavailable:
+                    # Whether an image was recorded is not known: the next start finds out.
+                    certain = False
+                    raise
+                finally:
+                    if certain:
+                        await asyncio.to_thread(self._end, directory, added)
+        finally:
+            await _kill(loader)
+            leftovers = directory.glob("*/") if not certain else (directory,)
+            for path in leftovers:
+                self.store.discard(path)
+            self._empty_trash()
+
+    async def _start_loader(self, job: dict[str, Any], directory: Path) -> Process:
+        job |= {"state_dir": str(self._state_dir), "parent": os.getpid()}
+        (directory / "job.json").write_text(json.dumps(job))
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "mooring.runtime.images.loader",
+            str(directory),
+            stdin=PIPE,
+            stdout=PIPE,
+            cwd="/",
+        )
+
+    async def _add(
+        self, images: list[dict[str, Any]], action: str, names: list[str], added: set[str]
+    ) -> ImagesLoaded:
+        """Have the images recorded and tagged; added gets what must not be undone any more."""
+        messages = [self._message(image, action, names) for image in images]
+        loaded = ImagesLoaded()
+        for message in messages:
+            image = message.image
+            done = await self._bus.request(subjects.IMAGE_ADD, message, Done)
+            chain_ids = frozenset(layer.chain_id for layer in image.layers)
+            added |= {image.id, *chain_ids}
+            self._added[image.id] = _Added(time.monotonic(), chain_ids)
+            loaded.revision = max(loaded.revision, done.revision)
+            loaded.image_ids.append(image.id)
+            if action == "import":
+                loaded.lines.append(image.id)
+            elif message.references:
+                named = map(references.familiar, message.references)
+                loaded.lines += [f"Loaded image: {name}" for name in named]
+            else:
+                loaded.lines.append(f"Loaded image ID: {image.id}")
+        return loaded
+
+    def _message(self, image: dict[str, Any], action: str, names: list[str]) -> AddImage:
+        try:
+            record = image_record(image, self._node, time.time_ns())
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InvalidParameter(f"invalid image config: {where}: {first['msg']}") from exc
+        tags = names or [references.normalize(name) for name in image["references"]]
+        return AddImage(image=record, references=list(dict.fromkeys(tags)), action=action)
+
+    def _end(self, job: Path, keep: set[str]) -> None:
+        Pending(job).undo(self.store, keep)
+        self.store.discard(job)
+
+    def _empty_trash(self) -> None:
+        if self._emptying is None or self._emptying.done():
+            emptying = asyncio.to_thread(self.store.empty_trash)
+            self._emptying = asyncio.create_task(emptying, name="empty trash")
+
+
+async def _feed(loader: Process, upload: AsyncIterable[memoryview]) -> None:
+    """Pass the upload on; a loader that has seen enough closes its end."""
+    assert loader.stdin is not None
+    with suppress(BrokenPipeError, ConnectionResetError):
+        async for piece in upload:
+            loader.stdin.write(piece)
+            await loader.stdin.drain()
+
+
+async def _result(loader: Process) -> list[dict[str, Any]]:
+    """Tell the loader that this was all, and wait for its answer."""
+    assert loader.stdin is not None and loader.stdout is not None
+    loader.stdin.close()
+    answer = await loader.stdout.read()
+    await loader.wait()
+    if not answer:
+        raise EngineError(f"the image loader ended with status {loader.returncode}")
+    result: dict[str, Any] = json.loads(answer)
+    if "error" in result:
+        raise (InvalidParameter if result["fault"] else EngineError)(result["error"])
+    images: list[dict[str, Any]] = result["images"]
+    return images
+
+
+async def _kill(loader: Process) -> None:
+    if loader.returncode is None:
+        with suppress(ProcessLookupError):
+            loader.kill()
+        await loader.wait()
+
+
+async def serve(bus: Bus, settings: Settings) -> ImageService:
+    """Answer for the images of this host; `close` the service in the end."""
+    service = ImageService(bus, settings)
+    await service.start()
+    node = settings.node_id
+    load = subjects.runtime(node, subjects.RUNTIME_IMAGE_LOAD)
+    import_ = subjects.runtime(node, subjects.RUNTIME_IMAGE_IMPORT)
+    await serve_uploads(bus, load, LoadImages, service.load)
+    await serve_uploads(bus, import_, ImportImage, service.import_)
+    await bus.serve(
+        subjects.runtime(node, subjects.RUNTIME_IMAGE_REMOVE), RemoveLayers, service.remove
+    )
+    return service

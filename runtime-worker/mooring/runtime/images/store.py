@@ -1,0 +1,195 @@
+"""Where images are on disk: blobs by digest, layers by chain id, and what is on its way in or out.
+
+Everything arrives in `ingest/<job>/` and appears at its place in one step; everything leaves by one
+rename into `trash/`. Whatever a killed process leaves is in one of these two. Standard library
+only: the loader, a small process, uses it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """`layer.json` beside an unpacked layer: what it is made of. Digests are `sha256:<hex>`."""
+
+    chain_id: str
+    diff_id: str
+    blob: str
+    """The digest of the layer as it is in the content store, compressed or not."""
+    compression: str
+    size: int
+    """Bytes of the files, unpacked."""
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of every layer, from the bottom up."""
+    chains: list[str] = []
+    for diff_id in diff_ids:
+        if chains:
+            text = f"{chains[-1]} {diff_id}"
+            chains.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
+        else:
+            chains.append(diff_id)
+    return chains
+
+
+def hex_of(digest: str) -> str:
+    """The 64 hex digits of `sha256:…`; ValueError for anything else, as they become file names."""
+    algorithm, _, digits = digest.partition(":")
+    if algorithm != "sha256" or len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise ValueError(f"invalid checksum digest format: {digest!r}")
+    return digits
+
+
+class ImageStore:
+    """The directories `content`, `layers`, `ingest` and `trash` of a state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.blobs = state_dir / "content" / "blobs" / "sha256"
+        self.layers = state_dir / "layers"
+        self.short = self.layers / "s"
+        self.ingest = state_dir / "ingest"
+        self.trash = state_dir / "trash"
+        self._layout = state_dir / "content" / "oci-layout"
+
+    def prepare(self) -> None:
+        """Make the directories; only root may look into layers, for their set-uid files."""
+        for directory in (self.blobs, self.short, self.ingest, self.trash):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.layers.chmod(0o700)
+        if not self._layout.exists():
+            self._layout.write_text('{"imageLayoutVersion":"1.0.0"}\n')
+
+    # --- blobs ---
+
+    def blob(self, digest: str) -> Path:
+        """Where the blob of that digest is, or would be."""
+        return self.blobs / hex_of(digest)
+
+    def add_blob(self, file: Path, digest: str) -> None:
+        """Link a file, whose digest was verified while it was written, to its place."""
+        target = self.blob(digest)
+        if target.exists():
+            return
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+        target.hardlink_to(file)
+        _sync_directory(self.blobs)
+
+    def read_blob(self, digest: str) -> bytes:
+        """All of a small blob, verified; ValueError if it is damaged."""
+        data = self.blob(digest).read_bytes()
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise ValueError(f"blob {digest} is damaged")
+        return data
+
+    # --- layers ---
+
+    def layer(self, chain_id: str) -> Path:
+        """The directory of an unpacked layer; its files are in `fs` below it."""
+        return self.layers / hex_of(chain_id)
+
+    def has_layer(self, chain_id: str) -> bool:
+        """Whether that layer is unpacked here."""
+        return (self.layer(chain_id) / "layer.json").exists()
+
+    def layer_info(self, chain_id: str) -> LayerInfo:
+        """What is known of an unpacked layer; FileNotFoundError."""
+        return LayerInfo(**json.loads((self.layer(chain_id) / "layer.json").read_bytes()))
+
+    def add_layer(self, built: Path, info: LayerInfo) -> bool:
+        """Move a finished layer (a directory with `fs` in it) to its place; False: it was there."""
+        (built / "layer.json").write_text(json.dumps(asdict(info)))
+        target = self.layer(info.chain_id)
+        try:
+            built.rename(target)
+        except OSError:
+            if not self.has_layer(info.chain_id):
+                raise
+            return False
+        self._link(info.chain_id)
+        return True
+
+    def lower(self, chain_id: str) -> str:
+        """The short path of a layer's files, for overlay options; FileNotFoundError."""
+        name = hex_of(chain_id)
+        link = self.short / name[:_SHORT]
+        wanted = f"../{name}/fs"
+        try:
+            if os.readlink(link) == wanted:
+                return str(link)
+        except FileNotFoundError:
+            pass
+        if not self.has_layer(chain_id):
+            raise FileNotFoundError(f"layer {chain_id} is not unpacked here")
+        # Killed between the two renames, or two layers share twelve digits.
+        return str(link) if self._link(chain_id) else str(self.layer(chain_id) / "fs")
+
+    def _link(self, chain_id: str) -> bool:
+        name = hex_of(chain_id)
+        link = self.short / name[:_SHORT]
+        with suppress(FileExistsError):
+            link.symlink_to(f"../{name}/fs")
+        return os.readlink(link) == f"../{name}/fs"
+
+    def remove_layer(self, chain_id: str) -> LayerInfo | None:
+        """Take a layer away; its blob goes when no other layer was made of it."""
+        name = hex_of(chain_id)
+        link = self.short / name[:_SHORT]
+        with suppress(OSError):
+            if os.readlink(link) == f"../{name}/fs":
+                link.unlink()
+        try:
+            info = self.layer_info(chain_id)
+        except FileNotFoundError:
+            return None
+        self.discard(self.layer(chain_id))
+        if all(other.blob != info.blob for other in self.all_layers()):
+            self.blob(info.blob).unlink(missing_ok=True)
+        return info
+
+    def all_layers(self) -> Iterator[LayerInfo]:
+        """Every layer that is unpacked here."""
+        for entry in self.layers.iterdir():
+            if len(entry.name) == 64:
+                with suppress(FileNotFoundError):
+                    yield self.layer_info(f"sha256:{entry.name}")
+
+    # --- coming and going ---
+
+    def new_job(self) -> Path:
+        """A directory for something on its way in."""
+        job = self.ingest / secrets.token_hex(8)
+        job.mkdir(mode=0o700)
+        return job
+
+    def discard(self, path: Path) -> None:
+        """Move something into the trash, which is emptied in the background."""
+        with suppress(FileNotFoundError):
+            path.rename(self.trash / f"{secrets.token_hex(8)}-{path.name[:12]}")
+
+    def empty_trash(self) -> None:
+        """Delete what is in the trash; takes as long as it takes, run it in a thread."""
+        # rm is faster than Python at this, holds no lock of ours, and takes trees of any depth.
+        if entries := list(self.trash.iterdir()):
+            subprocess.run(["rm", "-rf", "--", *entries], check=False, stderr=subprocess.DEVNULL)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
