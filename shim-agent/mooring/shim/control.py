@@ -1,0 +1,200 @@
+"""The conversations of a shim: `shim.sock` and the agent's socket, one JSON packet at a time."""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_NONBLOCK,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+)
+from fcntl import ioctl
+
+from .loop import READ, WRITE, Loop
+from .packets import join, split
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Fields = dict[str, object]
+    Request = Callable[["Connection", dict[str, object], bytes], None]
+
+_FIONREAD = 0x541B
+_QUEUE = 256
+_TYPE = SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC
+
+
+class Connection:
+    """One peer: packets in to a handler, packets out in order, none waited for."""
+
+    __slots__ = ("_closed", "_handler", "_loop", "_queue", "_socket", "fd")
+
+    def __init__(
+        self, loop: Loop, sock: socket, handler: Request, closed: Callable[[Connection], None]
+    ) -> None:
+        self._loop = loop
+        self._socket = sock
+        self._handler = handler
+        self._closed = closed
+        self._queue: list[bytes] = []
+        self.fd = sock.fileno()
+        loop.watch(self.fd, READ, self._ready)
+
+    def send(self, head: Fields) -> None:
+        """Send a packet, now or when the peer has read enough; one that never reads is left."""
+        packet = join(head)
+        if not self._queue:
+            try:
+                self._socket.send(packet, MSG_DONTWAIT | MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                self._loop.watch(self.fd, READ | WRITE, self._ready)
+            except OSError:
+                return  # Its end is seen by the loop.
+        self._queue.append(packet)
+        if len(self._queue) > _QUEUE:
+            self.close()
+
+    def answer(self, request: Fields, fields: Fields | None = None) -> None:
+        """Answer a request, if it wants to be answered."""
+        if (ident := request.get("id")) is not None:
+            self.send({"id": ident, "ok": True, **(fields or {})})
+
+    def refuse(self, request: Fields, kind: str, message: str, exit_code: int = 0) -> None:
+        """Answer a request with an error."""
+        if (ident := request.get("id")) is not None:
+            error: Fields = {"kind": kind, "message": message}
+            if exit_code:
+                error["exit_code"] = exit_code
+            self.send({"id": ident, "error": error})
+
+    def answer_with(self, request: Fields, fields: Fields, fds: list[int]) -> None:
+        """Answer a request and hand duplicates of descriptors over (at most 253)."""
+        packet = join({"id": request.get("id"), "ok": True, **fields})
+        rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
+        try:
+            self._socket.sendmsg(
+                [packet], [(SOL_SOCKET, SCM_RIGHTS, rights)], MSG_DONTWAIT | MSG_NOSIGNAL
+            )
+        except BlockingIOError:
+            self.refuse(request, "unavailable", "the connection has no room for descriptors")
+
+    def close(self) -> None:
+        """Close it; packets still queued are dropped."""
+        if self.fd >= 0:
+            self._loop.forget(self.fd)
+            self._socket.close()
+            self.fd = -1
+            self._closed(self)
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the peer takes it at once."""
+        try:
+            while self._queue:
+                self._socket.send(self._queue[0], MSG_DONTWAIT | MSG_NOSIGNAL)
+                del self._queue[0]
+        except OSError:
+            return
+        if self.fd >= 0:
+            self._loop.watch(self.fd, READ, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & WRITE:
+            self.flush()
+        # The size is asked for, since a buffer for the largest packet would stay in memory.
+        number = bytearray(4)
+        ioctl(self.fd, _FIONREAD, number)
+        try:
+            packet = self._socket.recv(int.from_bytes(number, "little") or 1, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self.close()
+            return
+        try:
+            head, raw = split(packet)
+        except ValueError as error:
+            self.send({"id": None, "error": {"kind": "invalid_parameter", "message": str(error)}})
+            return
+        self._handler(self, head, raw)
+
+
+class Listener:
+    """`shim.sock`, and every connection of the shim."""
+
+    __slots__ = ("_handler", "_loop", "_socket", "connections", "forgotten")
+
+    def __init__(
+        self, loop: Loop, path: str, handler: Request, forgotten: Callable[[Connection], None]
+    ) -> None:
+        """Listen at `path`, relative to the working directory: sun_path takes 107 bytes."""
+        self._loop = loop
+        self._handler = handler
+        self.forgotten = forgotten
+        self.connections: list[Connection] = []
+        self._socket = socket(AF_UNIX, _TYPE)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        self._socket.bind(path)
+        self._socket.listen(16)
+
+    def start(self) -> None:
+        """Accept connections."""
+        self._loop.watch(self._socket.fileno(), READ, self._accept)
+
+    def connect(self, path: str) -> Connection | None:
+        """Speak to the peer that listens at `path`; None if nobody does."""
+        sock = socket(AF_UNIX, _TYPE)
+        directory = -1
+        try:
+            if len(path) > 100:
+                directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+                path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            return None
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        return self._add(sock)
+
+    def tell(self, event: Fields) -> None:
+        """Send an event to every peer."""
+        for connection in self.connections[:]:
+            connection.send(event)
+
+    def close(self) -> None:
+        """Stop listening, send what is queued, and end every conversation."""
+        self._loop.forget(self._socket.fileno())
+        self._socket.close()
+        for connection in self.connections[:]:
+            connection.flush()
+            connection.close()
+
+    def _accept(self, events: int) -> None:
+        try:
+            fd, _ = self._socket._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return
+        self._add(socket(AF_UNIX, _TYPE, 0, fd))
+
+    def _add(self, sock: socket) -> Connection:
+        connection = Connection(self._loop, sock, self._handler, self._remove)
+        self.connections.append(connection)
+        return connection
+
+    def _remove(self, connection: Connection) -> None:
+        self.connections.remove(connection)
+        self.forgotten(connection)

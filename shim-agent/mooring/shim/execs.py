@@ -1,0 +1,145 @@
+"""Execs: further processes in the container, each with a log of what it prints."""
+
+from __future__ import annotations
+
+import os
+from time import time_ns
+
+from .log import LogWriter
+from .loop import READ, Loop
+from .packets import dump
+from .processes import Streams, exit_status, resize
+from .record import remove_tree, start_time, write_record
+from .stdin import Input
+from .stdio import Recorder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+SEGMENT_BYTES = 4 << 20
+UNREAD_BYTES = 64 << 20
+"""An exec whose output is read no faster has its output left in the pipe beyond this."""
+_LEFTOVER_SECONDS = 0.5
+"""How long output of what an exec has left behind in the container is still waited for."""
+
+
+class Exec:
+    """One exec, running or exited; its directory is `execs/<id>` below the working directory."""
+
+    __slots__ = (
+        "_ended",
+        "_leaving",
+        "_loop",
+        "directory",
+        "exit_code",
+        "id",
+        "input",
+        "master",
+        "pid",
+        "pidfd",
+        "recorder",
+        "tty",
+    )
+
+    def __init__(self, loop: Loop, ident: str, tty: bool, ended: Callable[[Exec], None]) -> None:
+        self._loop = loop
+        self._ended = ended
+        self._leaving = False
+        self.id = ident
+        self.tty = tty
+        self.directory = f"execs/{ident}"
+        self.pid = 0
+        self.pidfd = self.master = -1
+        self.exit_code: int | None = None
+        """None while it runs."""
+        self.recorder: Recorder | None = None
+        self.input = Input(loop, -1, True)
+
+    def open(self, wants_input: bool, wants_output: bool) -> Streams:
+        """Make the directory, the log and the streams."""
+        os.makedirs(self.directory, 0o700, exist_ok=True)
+        if wants_output:
+            log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
+            log.begin_run(1)
+            self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
+        return Streams(self.tty, wants_input, self.recorder)
+
+    def started(self, streams: Streams, pid: int, pidfd: int, master: int | None) -> None:
+        """The process runs: record it, read its output, wait for its end."""
+        self.pid, self.pidfd = pid, pidfd
+        if master is not None:
+            self.master = master
+            streams.use_terminal(master, self.recorder)
+        self.input = streams.open_input(self._loop, True)
+        record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
+        record |= {"started_ns": time_ns(), "tty": self.tty}
+        write_record(f"{self.directory}/exec.json", record)
+        if self.recorder is not None:
+            self.recorder.start()
+        self._loop.watch(pidfd, READ, self._exited)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal; nothing without one."""
+        if self.master >= 0:
+            resize(self.master, rows, columns)
+
+    def summary(self) -> dict[str, Any]:
+        """What `hello` tells of it."""
+        known: dict[str, Any] = {"exec": self.id, "pid": self.pid}
+        if self.recorder is not None:
+            known["log_end"] = self.recorder.log.end
+        if self.exit_code is not None:
+            known["exit_code"] = self.exit_code
+        return known
+
+    def end(self) -> None:
+        """The container's end is its end: record it without waiting for anything."""
+        if self.pidfd >= 0 and not self._leaving:
+            self._exited(0)
+        if self.pidfd >= 0:
+            self._finish()
+
+    def discard(self) -> None:
+        """Delete its directory; a process that runs on is left alone."""
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+        remove_tree(self.directory)
+
+    def _exited(self, events: int) -> None:
+        self._loop.forget(self.pidfd)
+        self._leaving = True
+        code, _ = exit_status(self.pidfd)
+        self.exit_code = 255 if code is None else code
+        recorder = self.recorder
+        if recorder is None or recorder.drained:
+            self._finish()
+            return
+        # What is in the pipe is less than the pipe's size: no reason to wait for readers.
+        recorder.bound = 0
+        recorder.on_drained = self._finish
+        recorder.start()
+        self._loop.later(_LEFTOVER_SECONDS, self._finish)
+
+    def _finish(self) -> None:
+        self._loop.never(self._finish)
+        if self.pidfd < 0:
+            return
+        os.close(self.pidfd)
+        self.pidfd = -1
+        self.input.close()
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.on_drained = None
+            try:
+                recorder.log.end_run(dump({"run": 1, "exit_code": self.exit_code}))
+                recorder.notify()
+            except OSError:
+                pass  # The run directory is full; the exit record below says that it ended.
+            recorder.close()
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+        self._ended(self)

@@ -1,0 +1,303 @@
+"""Reading a container's log while its shim writes it: by logical offset, by lines, by time, by run.
+
+Offsets count every byte of the log, headers too, and never change; rotation only takes whole
+segments away at the front. Nothing here is the writer's: what it needs it finds in the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from .frames import (
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    RUN_BEGINS,
+    RUN_ENDS,
+    STDERR,
+    STDOUT,
+    read_index,
+    segment_name,
+    segments,
+    whole_end,
+)
+
+_BLOCK = 256 << 10
+
+
+class RotatedAway(Exception):
+    """The bytes asked for were deleted by rotation; the log now begins at `first`."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(f"the log now begins at offset {first}")
+        self.first = first
+
+
+class LogReader:
+    """One reader of the log in `directory`. A log that is not there yet is an empty one."""
+
+    __slots__ = ("_base", "_end", "_fd", "_next", "directory")
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._fd = -1
+        self._base = 0
+        self._next: int | None = None
+        """Where the segment that is open ends, if it is not the last."""
+        self._end = 0
+        """A known frame boundary; the whole frames end here or beyond."""
+
+    def first(self) -> int:
+        """The lowest offset that can be read."""
+        bases = segments(self.directory)
+        return bases[0] if bases else 0
+
+    def known_end(self, offset: int) -> None:
+        """The shim said that whole frames reach to `offset`: spares looking for the end."""
+        self._end = max(self._end, offset)
+
+    def end(self) -> int:
+        """Where the last whole frame ends now."""
+        bases = segments(self.directory)
+        if not bases:
+            return self._end
+        position = max(self._end, bases[0])
+        for base, following in zip(bases, [*bases[1:], None], strict=True):
+            if following is not None:
+                # Segments end between frames, so all of this one is whole.
+                position = max(position, following)
+            elif self._open(base, None):
+                position = base + whole_end(self._fd, max(position - base, 0))[0]
+        self._end = max(self._end, position)
+        return self._end
+
+    def read(self, offset: int, limit: int) -> bytes:
+        """Up to `limit` bytes of the log from `offset`; b"" at its end. RotatedAway."""
+        if offset >= self._end and offset >= self.end():
+            return b""
+        while self._locate(offset):
+            size = min(limit, self._end - offset)
+            if self._next is not None:
+                size = min(size, self._next - offset)
+            if data := os.pread(self._fd, size, offset - self._base):
+                return data
+            if self._next is not None or segments(self.directory)[-1:] == [self._base]:
+                return b""
+            self._base = -1  # The writer has gone on to another segment: look again.
+        return b""
+
+    def offset_of_tail(
+        self, lines: int, streams: Sequence[int] = (STDOUT, STDERR)
+    ) -> tuple[int, bytes]:
+        """Where the last `lines` lines of `streams` begin: an offset, and the header to put there.
+
+        A line may begin inside a frame. Then the 16 bytes at the offset returned are to be taken
+        from the second value instead of the log: the header of a frame that holds the rest. If it
+        is empty, the log itself has a frame there.
+        """
+        upper = self.end()
+        if lines <= 0:
+            return upper, b""
+        # A last line without its newline counts as well.
+        newlines = lines + 1
+        seen: set[int] = set()
+        for anchor in reversed(self._anchors(upper)):
+            block = self._frames_between(anchor, upper)
+            for position, stream, time_ns, payload in reversed(block):
+                if stream not in streams or not payload:
+                    continue
+                if stream not in seen:
+                    seen.add(stream)
+                    if not payload.endswith(b"\n"):
+                        newlines -= 1
+                found = payload.count(b"\n")
+                if found < newlines:
+                    newlines -= found
+                    continue
+                return _cut_frame(position, stream, time_ns, payload, newlines)
+            upper = anchor
+        return upper, b""
+
+    def offset_since(self, time_ns: int) -> int:
+        """The first frame written at or after `time_ns`; the end if there is none."""
+        upper = self.end()
+        start = None
+        for anchor in reversed(self._anchors(upper)):
+            start = anchor
+            header = self._header(anchor)
+            if header is not None and header[2] < time_ns:
+                break
+        if start is None:
+            return upper
+        for position, _, written, _ in self._walk(start, upper):
+            if written >= time_ns:
+                return position
+        return upper
+
+    def offset_of_run(self, run: int) -> int | None:
+        """The offset of the start frame of a run; None if it has none here (any more)."""
+        upper = self.end()
+        payload = b"%d" % run
+        anchors = self._anchors(upper)
+        for anchor in reversed(anchors):
+            if self._begins(anchor, payload):
+                return anchor
+        if not anchors:
+            return None
+        # The index is only a hint: one that could not be written may have left a run out.
+        for position, stream, _, length in self._walk(anchors[0], upper):
+            if stream == RUN_BEGINS and self._payload(position, length) == payload:
+                return position
+        return None
+
+    def end_of_run(self, run: int) -> int | None:
+        """The offset behind the end frame of a run; None if it goes on, or ended without one."""
+        start = self.offset_of_run(run)
+        if start is None:
+            return None
+        upper = self.end()
+        anchors = [a for a in self._anchors(upper) if a >= start]
+        for anchor in anchors:
+            header = self._header(anchor)
+            if anchor > start and header is not None and header[0] == RUN_BEGINS:
+                upper = anchor
+                break
+        below = [a for a in anchors if a < upper] or [start]
+        found = None
+        for position, stream, _, length in self._walk(below[-1], upper):
+            if stream == RUN_ENDS and b'"run":%d,' % run in self._payload(position, length):
+                found = position + HEADER_SIZE + length
+        return found
+
+    def close(self) -> None:
+        """Close the segment that is open; the reader can be used again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- segments ---
+
+    def _open(self, base: int, following: int | None) -> bool:
+        if self._fd >= 0 and self._base == base:
+            self._next = following
+            return True
+        try:
+            fd = os.open(self.directory + "/" + segment_name(base), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        self.close()
+        self._fd, self._base, self._next = fd, base, following
+        return True
+
+    def _locate(self, offset: int) -> bool:
+        """Have the segment open that holds `offset`; False at the end of the log. RotatedAway."""
+        if (
+            self._fd >= 0
+            and 0 <= self._base <= offset
+            and (self._next is None or offset < self._next)
+        ):
+            return True
+        while True:
+            bases = segments(self.directory)
+            if not bases or offset < bases[0]:
+                raise RotatedAway(bases[0] if bases else 0)
+            number = len(bases) - 1
+            while bases[number] > offset:
+                number -= 1
+            following = bases[number + 1] if number + 1 < len(bases) else None
+            if self._open(bases[number], following):
+                return True
+
+    # --- frames ---
+
+    def _anchors(self, upper: int) -> list[int]:
+        """Offsets below `upper` at which a frame is known to begin, ascending."""
+        bases = segments(self.directory)
+        if not bases:
+            return []
+        hints = {offset for offset, _ in read_index(self.directory) if bases[0] < offset < upper}
+        hints.update(base for base in bases if base < upper)
+        return sorted(hints)
+
+    def _header(self, offset: int) -> tuple[int, int, int] | None:
+        """(stream, length, time_ns) of the frame at `offset`; None if there is none."""
+        try:
+            data = self.read(offset, HEADER_SIZE)
+        except RotatedAway:
+            return None
+        if len(data) < HEADER_SIZE:
+            return None
+        magic, stream, _, length, time_ns = HEADER.unpack(data)
+        return (stream, length, time_ns) if magic == MAGIC else None
+
+    def _begins(self, offset: int, payload: bytes) -> bool:
+        header = self._header(offset)
+        return (
+            header is not None
+            and header[0] == RUN_BEGINS
+            and self._payload(offset, header[1]) == payload
+        )
+
+    def _payload(self, position: int, length: int) -> bytes:
+        return self._bytes(position + HEADER_SIZE, length)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        parts = []
+        while size:
+            data = self.read(offset, size)
+            if not data:
+                break
+            parts.append(data)
+            offset += len(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def _walk(self, start: int, upper: int) -> Iterator[tuple[int, int, int, int]]:
+        """(offset, stream, time_ns, length) of every frame from `start` below `upper`."""
+        block, first = b"", start
+        while start < upper:
+            at = start - first
+            if at < 0 or at + HEADER_SIZE > len(block):
+                first, at = start, 0
+                block = self._bytes(start, min(_BLOCK, upper - start))
+                if len(block) < HEADER_SIZE:
+                    return
+            magic, stream, _, length, time_ns = HEADER.unpack_from(block, at)
+            if magic != MAGIC:
+                return
+            yield start, stream, time_ns, length
+            start += HEADER_SIZE + length
+
+    def _frames_between(self, start: int, upper: int) -> list[tuple[int, int, int, bytes]]:
+        data = self._bytes(start, upper - start)
+        return [
+            (start + at, stream, time_ns, bytes(payload))
+            for at, stream, time_ns, payload in frames(data)
+        ]
+
+
+def frames(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """(position, stream, time_ns, payload) of the whole frames that `data` begins with."""
+    view = memoryview(data)
+    position = 0
+    while position + HEADER_SIZE <= len(data):
+        magic, stream, _, length, time_ns = HEADER.unpack_from(data, position)
+        following = position + HEADER_SIZE + length
+        if magic != MAGIC or following > len(data):
+            return
+        yield position, stream, time_ns, view[position + HEADER_SIZE : following]
+        position = following
+
+
+def _cut_frame(
+    position: int, stream: int, time_ns: int, payload: bytes, newlines: int
+) -> tuple[int, bytes]:
+    """The place right behind the `newlines`-th newline of the payload, counted from its end."""
+    at = len(payload)
+    for _ in range(newlines):
+        at = payload.rindex(b"\n", 0, at)
+    at += 1
+    if at == len(payload):
+        return position + HEADER_SIZE + at, b""
+    return position + at, HEADER.pack(MAGIC, stream, 0, len(payload) - at, time_ns)

@@ -1,0 +1,177 @@
+"""What a shim does when asked at its socket: one function for each operation of the protocol."""
+
+from __future__ import annotations
+
+from os import kill as send_signal
+
+from .execs import Exec
+from .processes import resize
+from .rawsignal import SIGKILL, pidfd_send_signal
+from .stdin import Busy, Gap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .control import Connection
+    from .shim import Shim
+    from .stdin import Input
+    from .stdio import Recorder
+
+    Request = dict[str, Any]
+
+
+class Refusal(Exception):
+    """A request that is answered with an error; `kind` is one of kit.errors."""
+
+    def __init__(self, kind: str, message: str, exit_code: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.exit_code = exit_code
+
+
+def _hello(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    connection.answer(request, shim.hello())
+
+
+def _watch_log(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    recorder = _recorder(shim, request)
+    connection.answer(request)
+    recorder.arm(int(request["after"]), connection)
+
+
+def _stdin(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    stdin: Input = _exec(shim, request["exec"]).input if request.get("exec") else shim.input
+
+    def answer(offset: int, closed: bool) -> None:
+        connection.answer(request, {"offset": offset, "closed": closed})
+
+    try:
+        stdin.write(
+            request["session"], int(request["offset"]), raw, bool(request.get("eof")), answer
+        )
+    except Gap as gap:
+        raise Refusal("conflict", str(gap)) from None
+    except Busy:
+        raise Refusal("unavailable", "the container does not read its input") from None
+
+
+def _resize(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    rows, columns = int(request["rows"]), int(request["columns"])
+    if request.get("exec"):
+        _exec(shim, request["exec"]).resize(rows, columns)
+    elif shim.running.master is not None:
+        resize(shim.running.master, rows, columns)
+    connection.answer(request)
+
+
+def _kill(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    signal = int(request["signal"])
+    cgroup = shim.running.cgroup
+    try:
+        if not request.get("all"):
+            pidfd_send_signal(shim.running.pidfd, signal)
+        elif signal == SIGKILL:
+            cgroup.kill()
+        else:
+            for pid in cgroup.pids():
+                send_signal(pid, signal)
+    except ProcessLookupError:
+        raise Refusal("conflict", f"container {shim.id} is not running") from None
+    if signal == SIGKILL and shim.paused:
+        # On cgroup v1 a frozen process does not even die.
+        cgroup.thaw()
+        shim.paused = False
+    connection.answer(request)
+
+
+def _pause(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    shim.running.cgroup.freeze()
+    shim.paused = True
+    connection.answer(request)
+
+
+def _resume(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    shim.running.cgroup.thaw()
+    shim.paused = False
+    connection.answer(request)
+
+
+def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    ident = request["exec"]
+    if not ident or "/" in ident or ident in (".", ".."):
+        raise Refusal("invalid_parameter", f"not an exec id: {ident}")
+    entry = shim.execs.get(ident)
+    if entry is None:
+        if shim.paused or shim.running.cgroup.frozen():
+            # A process that joins a frozen cgroup stops half made, and we with it.
+            text = f"Container {shim.id} is paused, unpause the container before exec"
+            raise Refusal("conflict", text)
+        entry = Exec(shim.loop, ident, bool(request["tty"]), shim.exec_ended)
+        shim.begin_exec(entry, request)
+        shim.execs[ident] = entry
+    connection.answer(request, {"pid": entry.pid})
+
+
+def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    recorder = _exec(shim, request["exec"]).recorder
+    if recorder is not None:
+        recorder.trim(int(request["offset"]))
+    connection.answer(request)
+
+
+def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    entry = shim.execs.get(request["exec"])
+    if entry is not None:
+        if entry.exit_code is None:
+            raise Refusal("conflict", f"exec {entry.id} is running")
+        del shim.execs[entry.id]
+        entry.discard()
+    connection.answer(request)
+
+
+def _pids(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    connection.answer(request, {"pids": shim.running.cgroup.pids()})
+
+
+def _stats(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    connection.answer(request, {"stats": shim.running.cgroup.stats()})
+
+
+def _update(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    shim.running.cgroup.apply(request["resources"])
+    connection.answer(request)
+
+
+def _exec(shim: Shim, ident: str) -> Exec:
+    entry = shim.execs.get(ident)
+    if entry is None:
+        raise Refusal("not_found", f"No such exec instance: {ident}")
+    return entry
+
+
+def _recorder(shim: Shim, request: Request) -> Recorder:
+    if not request.get("exec"):
+        return shim.recorder
+    recorder = _exec(shim, request["exec"]).recorder
+    if recorder is None:
+        raise Refusal("conflict", f"the output of exec {request['exec']} is not kept")
+    return recorder
+
+
+OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
+    "hello": _hello,
+    "watch_log": _watch_log,
+    "stdin": _stdin,
+    "resize": _resize,
+    "kill": _kill,
+    "pause": _pause,
+    "resume": _resume,
+    "exec": _start_exec,
+    "exec_trim": _exec_trim,
+    "exec_forget": _exec_forget,
+    "pids": _pids,
+    "stats": _stats,
+    "update": _update,
+}

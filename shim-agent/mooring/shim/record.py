@@ -1,0 +1,53 @@
+"""What a shim writes into its run directory, and the faults that tests inject into it."""
+
+from __future__ import annotations
+
+import os
+
+from .packets import dump
+from .rawsignal import SIGKILL
+
+_faults = os.environ.get("MOORING_FAULTS", "")
+
+
+def fault(name: str) -> None:
+    """Die here (SIGKILL) if a test asked for it by a file of this name, once."""
+    if _faults:
+        path = f"{_faults}/{name}"
+        if os.path.exists(path):
+            os.unlink(path)
+            os.kill(os.getpid(), SIGKILL)
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with its pid, a name for ever."""
+    with open(f"/proc/{pid}/stat", "rb", 0) as file:
+        text = file.read(1024)
+    # The command's name, in parentheses, may hold blanks and parentheses itself.
+    return int(text[text.rindex(b")") + 2 :].split(None, 20)[19])
+
+
+def write_record(path: str, record: dict[str, object]) -> None:
+    """Write JSON in one step: whoever reads sees all of it or nothing."""
+    temporary = path + ".tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, dump(record))
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def remove_tree(directory: str) -> None:
+    """Delete a directory of ours with all in it; one that is gone is fine."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = f"{directory}/{name}"
+        try:
+            os.unlink(path)
+        except IsADirectoryError:
+            remove_tree(path)
+    os.rmdir(directory)
