@@ -1,0 +1,1 @@
+"""The built-in OCI runtime. Standard library only: it runs inside every shim."""
