@@ -68,11 +68,12 @@ async def test_a_service_that_comes_up_late_is_waited_for(bus: Bus) -> None:
 
 async def test_a_request_sent_again_joins_the_one_at_work_and_is_done_once(bus: Bus) -> None:
     calls = 0
-    go = asyncio.Event()
+    began, go = asyncio.Event(), asyncio.Event()
 
     async def count(request: Ask) -> Answer:
         nonlocal calls
         calls += 1
+        began.set()
         await go.wait()
         return Answer(text=str(calls))
 
@@ -81,8 +82,7 @@ async def test_a_request_sent_again_joins_the_one_at_work_and_is_done_once(bus: 
         asyncio.ensure_future(bus.request("t.count", Ask(request_id="same"), Answer))
         for _ in range(2)
     ]
-    while not calls:
-        await asyncio.sleep(0)
+    await began.wait()
     go.set()
     assert [answer.text for answer in await asyncio.gather(*both)] == ["1", "1"]
     again = await bus.request("t.count", Ask(request_id="same"), Answer)

@@ -52,10 +52,12 @@ class Opener:
 
     def __init__(self) -> None:
         self.sources: list[Bytes] = []
+        self.opened = asyncio.Event()
 
     async def __call__(self, request: Open) -> tuple[Source, int]:
         source = Bytes(request.follow)
         self.sources.append(source)
+        self.opened.set()
         return source, request.offset
 
 
@@ -175,8 +177,7 @@ async def test_a_writer_that_vanishes_without_a_word_is_noticed(
                     received.extend(data)
 
         reading = asyncio.ensure_future(read())
-        while not opener.sources:
-            await asyncio.sleep(0.01)
+        await opener.opened.wait()
         await opener.sources[0].waiting.wait()
         # As if its host had lost power: no END, nothing answers.
         assert vanishing.client._protocol is not None
@@ -185,8 +186,7 @@ async def test_a_writer_that_vanishes_without_a_word_is_noticed(
         async with Bus.connect(settings, "successor") as successor:
             next_opener = Opener()
             await serve_downloads(successor, "t.d", Open, next_opener)
-            while not next_opener.sources:
-                await asyncio.sleep(0.01)
+            await next_opener.opened.wait()
             await next_opener.sources[0].waiting.wait()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)

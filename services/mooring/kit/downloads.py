@@ -52,7 +52,8 @@ class Source(Protocol):
 
     `read` returns up to `limit` bytes from `offset` on, which only ever grows by what was read; it
     may wait for more, and b"" is the end of the stream. What it returned must not change later: it
-    is sent without a copy. An EngineError ends the stream with its message. `close` is called once, whatever happened; `read` is cancelled before.
+    is sent without a copy. An EngineError ends the stream with its message. `close` is called once,
+    whatever happened; `read` is cancelled before.
     """
 
     async def read(self, offset: int, limit: int) -> bytes:

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
@@ -158,9 +158,9 @@ class NatsClient:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        if self._protocol is not None:
-            self._protocol.close()
-            await self._protocol.lost.wait()
+        if (protocol := self._protocol) is not None:
+            protocol.close()
+            await protocol.lost.wait()
 
     async def wait_connected(self, timeout: float | None) -> bool:
         """True as soon as there is a connection, False after `timeout` seconds without one."""
@@ -248,14 +248,19 @@ class NatsClient:
         self._sid += 1
         subscription = Subscription(self._sid, subject, group, callback)
         self._subscriptions[self._sid] = subscription
-        if self._protocol is not None:
-            self._protocol.write([subscription.line()])
+        self._try_write(subscription.line())
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """No more messages from this subscription."""
-        if self._subscriptions.pop(subscription.sid, None) and self._protocol is not None:
-            self._protocol.write([f"UNSUB {subscription.sid}\r\n".encode()])
+        if self._subscriptions.pop(subscription.sid, None):
+            self._try_write(f"UNSUB {subscription.sid}\r\n".encode())
+
+    def _try_write(self, line: bytes) -> None:
+        # Without a connection there is nothing to say: the next one gets every subscription.
+        if self._protocol is not None:
+            with contextlib.suppress(Disconnected):
+                self._protocol.write([line])
 
     def deliver(self, sid: int, message: Msg) -> None:
         """From the protocol: a message for subscription `sid`."""
@@ -284,16 +289,16 @@ class NatsClient:
             if protocol is None:
                 await asyncio.sleep(RECONNECT_WAIT)
                 continue
-            self._protocol = protocol
             self._refusal = ""
-            protocol.write([s.line() for s in self._subscriptions.values()])
+            try:
+                protocol.write([s.line() for s in self._subscriptions.values()])
+            except Disconnected:
+                continue
+            self._protocol = protocol
             self._up.set()
             for callback in self.on_reconnect:
                 callback()
             await protocol.lost.wait()
-            self._protocol = None
-            self._up.clear()
-            self._fail_replies()
             if not self._closed:
                 logger.info("the connection to nats-server is lost: %s", protocol.reason)
 
@@ -325,7 +330,12 @@ class NatsClient:
             return None
         return protocol
 
-    def _fail_replies(self) -> None:
+    def connection_lost(self, protocol: _Protocol) -> None:
+        """From the protocol, at once: nothing can be sent, no reply will come any more."""
+        if protocol is not self._protocol:
+            return
+        self._protocol = None
+        self._up.clear()
         waiting, self._replies = self._replies, {}
         for future in waiting.values():
             if not future.done():
@@ -362,9 +372,8 @@ class _Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is connected; the server speaks first."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(_WRITE_HIGH_WATER)
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(_WRITE_HIGH_WATER)
         host, port = transport.get_extra_info("peername")[:2]
         self.address = f"{host}:{port}"
 
@@ -379,6 +388,7 @@ class _Protocol(asyncio.Protocol):
                 future.set_exception(Disconnected())
                 # Not everyone is still waiting: an exception nobody fetched is no news here.
                 future.exception()
+        self._client.connection_lost(self)
         self.lost.set()
 
     def pause_writing(self) -> None:
@@ -436,7 +446,9 @@ class _Protocol(asyncio.Protocol):
         self._pinger = self._loop.call_later(PING_INTERVAL, self._keep_alive)
 
     def write(self, parts: list[Any]) -> None:
-        """Hand bytes to the socket."""
+        """Hand bytes to the socket; Disconnected if it is closed."""
+        if self._transport.is_closing():
+            raise Disconnected
         self._transport.writelines(parts)
 
     async def drain(self) -> None:
@@ -461,7 +473,8 @@ class _Protocol(asyncio.Protocol):
             self.reason = "nats-server does not answer"
             self._transport.abort()
             return
-        self.ping().add_done_callback(self._alive)
+        with contextlib.suppress(Disconnected):
+            self.ping().add_done_callback(self._alive)
         self._pinger = self._loop.call_later(PING_INTERVAL, self._keep_alive)
 
     def _alive(self, pong: asyncio.Future[None]) -> None:
@@ -511,7 +524,8 @@ class _Protocol(asyncio.Protocol):
     def _control(self, line: bytes) -> None:
         word = line[:4].upper()
         if word == b"PING":
-            self.write([b"PONG\r\n"])
+            with contextlib.suppress(Disconnected):
+                self.write([b"PONG\r\n"])
         elif word == b"PONG":
             if self._pongs:
                 future = self._pongs.pop(0)
