@@ -44,7 +44,7 @@ class Snapshots:
     def overlay(self, container_id: str, image: ImageRecord) -> Overlay:
         """How to see the snapshot of a container; EngineError if a layer is missing here."""
         base = f"{self._containers}/{container_id}"
-        return Overlay(self.lowers(image), Path(f"{base}/upper"), Path(f"{base}/work"))
+        return Overlay(self.lowers(image), f"{base}/upper", f"{base}/work")
 
     def lowers(self, image: ImageRecord) -> tuple[str, ...]:
         """The directories of an image's layers, the uppermost first."""

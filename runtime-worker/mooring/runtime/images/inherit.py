@@ -13,10 +13,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mooring.runtime.resolve import Resolve, openat2
+from mooring.runtime.oci.linux import (
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    openat2,
+)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_WITHIN = Resolve.IN_ROOT | Resolve.NO_MAGICLINKS
+_WITHIN = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
 def inherit(files: Path, implied: Iterable[bytes], lowers: Sequence[Path]) -> None:
@@ -36,7 +41,7 @@ def inherit(files: Path, implied: Iterable[bytes], lowers: Sequence[Path]) -> No
 def _inherit(name: bytes, top: int, lowers: Sequence[int]) -> None:
     for lower in lowers:
         try:
-            below = openat2(lower, name, _DIRECTORY, _WITHIN | Resolve.NO_SYMLINKS)
+            below = openat2(lower, os.fsdecode(name), _DIRECTORY, _WITHIN | RESOLVE_NO_SYMLINKS)
         except FileNotFoundError:
             continue
         except OSError as exc:
@@ -45,7 +50,7 @@ def _inherit(name: bytes, top: int, lowers: Sequence[int]) -> None:
                 return
             raise
         try:
-            target = openat2(top, name, _DIRECTORY, _WITHIN)
+            target = openat2(top, os.fsdecode(name), _DIRECTORY, _WITHIN)
             try:
                 _copy_attributes(below, target)
             finally:
