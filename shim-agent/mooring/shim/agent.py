@@ -50,7 +50,7 @@ class Agent:
         policies = Policies(f"{state}/containers")
         facts = Facts(bus, settings.node_id)
         restarts = Restarts(bus, facts, policies, work)
-        exits = Exits(facts, policies, restarts, work)
+        self._exits = exits = Exits(facts, policies, restarts, work)
         self.shims = Shims(run, self.containers, exits, work)
         self._commands = Commands(self.containers, self.shims, policies, restarts)
         self._joining = Joining(self.containers, self.shims, exits)
@@ -65,6 +65,7 @@ class Agent:
         self.shims.look()
         await self._serve()
         await self._truth.resume()
+        self._exits.restarts_known.set()
 
     def close(self) -> None:
         """Let go of all shims."""

@@ -52,7 +52,7 @@ class Channel:
         self._event = event
         self._closed = closed
         self._loop = asyncio.get_running_loop()
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[object, asyncio.Future[dict[str, Any]]] = {}
         self._serial = 0
         self._unsent: deque[bytes] = deque()
         self._open = True
@@ -63,19 +63,25 @@ class Channel:
         """Whether requests can still be sent."""
         return self._open
 
+    async def hello(self, container: str) -> dict[str, Any]:
+        """Ask the shim who it is; its answer's "id" is the container's, as it is in shim.json."""
+        return await self._ask(container, {"op": "hello", "id": container}, b"")
+
     async def request(self, op: str, data: bytes = b"", **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer; the shim's error is raised by its kind."""
+        self._serial += 1
+        return await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, data)
+
+    async def _ask(self, id_: object, message: dict[str, Any], data: bytes) -> dict[str, Any]:
         if not self._open:
             raise Unavailable("the shim's connection is closed")
-        self._serial += 1
-        serial = self._serial
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._answers[serial] = answer
+        self._answers[id_] = answer
         try:
-            self._send(_packet({"op": op, "id": serial, **fields}, data))
+            self._send(_packet(message, data))
             reply = await answer
         finally:
-            self._answers.pop(serial, None)
+            self._answers.pop(id_, None)
         if error := reply.get("error"):
             raise _refusal(error)
         return reply
@@ -163,7 +169,7 @@ class Channel:
             message = json.loads(packet.partition(b"\n")[0])
             if "event" in message:
                 self._event(self, message)
-            elif (answer := self._answers.get(message.get("id", 0))) and not answer.done():
+            elif (answer := self._answers.get(message.get("id"))) and not answer.done():
                 answer.set_result(message)
         except Exception:
             # A shim that outlived an upgrade may say what this agent does not know.

@@ -126,11 +126,9 @@ class Commands:
             try:
                 channel = await run.reach()
                 answer = await channel.request("stdin", request.data, **fields)
-            except Unavailable:
+            except (Unavailable, Conflict):
                 if run.live:
                     raise
-                return StdinAck(offset=request.offset, closed=True)
-            except Conflict:
                 return StdinAck(offset=request.offset, closed=True)
             return StdinAck(
                 offset=int(answer.get("offset", request.offset)),

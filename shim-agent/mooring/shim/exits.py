@@ -42,6 +42,8 @@ class Exits:
     ) -> None:
         self._facts = facts
         self._node = facts.node
+        self.restarts_known = asyncio.Event()
+        """Set when the restarts that were pending at the agent's start are scheduled again."""
         self._policies = policies
         self._restarts = restarts
         self._work = work
@@ -86,6 +88,8 @@ class Exits:
     def exec_acknowledged(self, run: Run, id_: str) -> None:
         """An exec is over and its fact known to be in the stream: only its output is left."""
         entry = run.exec(id_)
+        if entry.published:
+            return
         entry.published = entry.started = entry.finished = True
         self._work.start(self._forget_exec(run, id_, entry), name=f"forget {id_}")
 
@@ -96,6 +100,7 @@ class Exits:
     async def _publish(self, run: Run, exited: ExitRecord) -> None:
         container = run.container
         with log.bind(container=container.id):
+            await self.restarts_known.wait()
             restart = container.restart
             if restart is not None and restart.run == run.number:
                 # It is over before its start was told: keep the order of the facts.

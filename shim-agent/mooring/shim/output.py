@@ -124,8 +124,12 @@ class LogSource:
             over = self._until <= container.latest_number
         if not over:
             return None
-        end = self._reader.end_of_run(self._until)
-        return self._reader.end() if end is None else end
+        reader = self._reader
+        for end in (reader.end_of_run(self._until), reader.offset_of_run(self._until + 1)):
+            if end is not None:
+                return end
+        # Ended without a word, by a shim that was killed, and nothing was started since.
+        return reader.end()
 
     async def _more(self, offset: int) -> None:
         run = self._container.live

@@ -60,7 +60,7 @@ class Restarts:
             return
         restart = Restart(policy.run + 1)
         restart.task = self._work.start(
-            self._restart(container.id, restart, policy), name=f"restart {container.id}"
+            self._restart(container, restart, policy), name=f"restart {container.id}"
         )
         if restart.task is None:
             return
@@ -88,28 +88,26 @@ class Restarts:
             restart.task.cancel()
         await restart.done.wait()
 
-    async def _restart(self, id_: str, restart: Restart, policy: Policy) -> Policy | None:
-        with log.bind(container=id_):
+    async def _restart(
+        self, container: Container, restart: Restart, policy: Policy
+    ) -> Policy | None:
+        with log.bind(container=container.id):
             await asyncio.sleep(max(0.0, (policy.next_ns - time.time_ns()) / 1e9))
             restart.starting = True
-            return await self._start(id_, policy)
+            return await self._start(container, policy)
 
-    async def _start(self, id_: str, policy: Policy) -> Policy | None:
+    async def _start(self, container: Container, policy: Policy) -> Policy | None:
         """Start the next run; the policy to go on with if its program could not be executed."""
-        run = policy.run + 1
+        id_, run = container.id, policy.run + 1
         faults.point("agent.restart.due")
         try:
-            started = await self._ask_worker(id_, run)
+            started = _over(container, run) or await self._ask_worker(id_, run)
         except EngineError as exc:
             logger.warning("restart given up: %s", exc)
             started = HostStarted(error=exc.message, exit_code=128)
         faults.point("agent.restart.started")
         if started.error:
             return await self._failed(id_, policy, run, started)
-        kept = self._policies.read(id_)
-        if kept.run < run:
-            self._policies.write(id_, replace(kept, run=run, next_ns=0))
-        faults.point("agent.restart.recorded")
         fact = ContainerStarted(
             node=self._node,
             time_ns=started.started_ns or time.time_ns(),
@@ -122,6 +120,11 @@ class Restarts:
         )
         await self._facts.tell(subjects.FACT_STARTED, fact, f"{id_}.{run}.started")
         faults.point("agent.restart.published")
+        # Not before it is told: an agent that finds this restart pending starts here again.
+        kept = self._policies.read(id_)
+        if kept.run < run:
+            self._policies.write(id_, replace(kept, run=run, next_ns=0))
+        faults.point("agent.restart.recorded")
         return None
 
     async def _ask_worker(self, id_: str, run: int) -> HostStarted:
@@ -152,6 +155,14 @@ class Restarts:
         fact = exited_fact(self._node, id_, exited, decided)
         await self._facts.tell(subjects.FACT_EXITED, fact, f"{id_}.{run}.exited")
         return decided if fact.restarting else None
+
+
+def _over(container: Container, number: int) -> HostStarted | None:
+    """What is known of a run that an agent before this one started and that has ended since."""
+    run = container.runs.get(number)
+    if run is None or run.exit is None:
+        return None
+    return HostStarted(pid=run.exit.pid, started_ns=run.exit.started_ns)
 
 
 def exited_fact(node: str, id_: str, exited: ExitRecord, policy: Policy) -> ContainerExited:

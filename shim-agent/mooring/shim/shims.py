@@ -119,9 +119,9 @@ class Shims:
         channel = Channel(sock, self._event, self._closed)
         try:
             async with asyncio.timeout(10):
-                hello = await channel.request("hello")
+                hello = await channel.hello(run.container.id)
         except Exception as exc:
-            logger.warning("no hello from the shim of %s: %s", run.container.id, exc)
+            logger.warning("no hello from the shim of %s: %r", run.container.id, exc)
             channel.close()
             return False
         self._hello(channel, hello)
@@ -157,9 +157,10 @@ class Shims:
         self._connected[channel] = run
         if run.pidfd < 0:
             run.pidfd = orphans.open_init(record.init)
-        for entry in fields.get("execs") or []:
-            id_ = entry["exec"] if isinstance(entry, dict) else entry
-            run.exec(str(id_)).started = True
+        for known in fields.get("execs") or []:
+            entry = run.exec(str(known["exec"]))
+            entry.pid = int(known["pid"])
+            entry.started = True
         self._look_for_execs(run)
         run.changed()
 
@@ -174,7 +175,7 @@ class Shims:
             if fields := rundir.read_json(f"{directory}/{rundir.EXIT}"):
                 code, pid = int(fields["exit_code"]), int(fields.get("pid") or 0)
                 self._exits.exec_ended(run, id_, code, pid)
-            elif os.path.exists(f"{directory}/{rundir.ACKNOWLEDGED}") and id_ not in run.execs:
+            elif os.path.exists(f"{directory}/{rundir.ACKNOWLEDGED}"):
                 self._exits.exec_acknowledged(run, id_)
 
     def _ended(self, run: Run, exited: ExitRecord, *, acknowledged: bool = False) -> None:
@@ -204,11 +205,27 @@ class Shims:
             # Read after that: a shim that is gone has written all it was ever going to write.
             if (ended := rundir.read_exit(run.directory)) is not None:
                 self._ended(run, ended[0], acknowledged=ended[1])
+            elif not lives and self._never_ran(run, record):
+                self._drop(run)
+                return
             elif not lives:
                 await self._orphaned(run, record)
             elif not await self._connect(run):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
+
+    def _never_ran(self, run: Run, record: ShimRecord) -> bool:
+        """Whether a shim ended before its program was executed: the worker undoes such a start."""
+        if rundir.read_shim(run.directory) is None:
+            return True
+        return not os.path.exists(f"{run.directory}/executed") and not record.init.alive()
+
+    def _drop(self, run: Run) -> None:
+        if run.pidfd >= 0:
+            os.close(run.pidfd)
+            run.pidfd = -1
+        run.container.runs.pop(run.number, None)
+        run.changed()
 
     async def _orphaned(self, run: Run, record: ShimRecord) -> None:
         logger.warning("the shim of container %s was killed", run.container.id)

@@ -61,21 +61,21 @@ class Truth:
         for id_ in self._ids():
             policy = self._policies.read(id_)
             container = self._containers.find(id_)
-            if not policy.restarts or (container is not None and container.live is not None):
+            if not policy.restarts:
                 continue
-            if booted:
+            if booted and (container is None or container.live is None):
                 policy = await self._after_boot(id_, policy)
-            if policy.pending and (container is None or container.latest_number <= policy.run):
-                if self._awaits_its_fact(container, policy):
-                    continue
+            if policy.pending and not self._superseded(container, policy):
                 self._restarts.schedule(self._containers.get(id_), policy)
         self._remember_boot()
         self._complete = True
 
-    def _awaits_its_fact(self, container: Container | None, policy: Policy) -> bool:
-        """Whether the exit before this restart is being published: that schedules it."""
-        run = container.runs.get(policy.run) if container is not None else None
-        return run is not None and not run.published
+    def _superseded(self, container: Container | None, policy: Policy) -> bool:
+        """Whether somebody else sees to this restart: the exit before it, or a later start."""
+        if container is None:
+            return False
+        run = container.runs.get(policy.run)
+        return container.latest_number > policy.run + 1 or (run is not None and not run.published)
 
     async def _after_boot(self, id_: str, policy: Policy) -> Policy:
         """What was running when the host went down is told, and starts again by its policy."""
