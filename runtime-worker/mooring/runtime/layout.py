@@ -14,6 +14,7 @@ class Layout:
         "network",
         "removed",
         "run",
+        "run_trash",
         "seccomp",
         "shims",
         "shm",
@@ -29,6 +30,7 @@ class Layout:
         self.shims = f"{self.run}/shims"
         self.seccomp = f"{self.run}/seccomp"
         self.shm = f"{self.run}/shm"
+        self.run_trash = f"{self.run}/trash"
         self.removed = f"{self.run}/removed"
         """An empty file for each container removed a moment ago: a late start is refused."""
         self.agent_socket = f"{self.run}/agent.sock"
@@ -51,4 +53,5 @@ class Layout:
             self.seccomp,
             self.shm,
             self.removed,
+            self.run_trash,
         ]

@@ -33,7 +33,11 @@ class Run:
     directory: str
     stage: Stage
     acknowledged: bool = False
+    shim_pid: int = 0
+    shim_start: int = 0
     shim_alive: bool = False
+    executed: bool = False
+    """Its program was executed, not only made ready."""
     init_pid: int = 0
     started_ns: int = 0
     cgroup: str = ""
@@ -75,7 +79,10 @@ def read(directory: str, id_: str, run: int) -> Run | None:
         # A shim without its init is about to write the exit record.
         Stage.LIVE if not exited and (alive or running) else Stage.OVER,
         acknowledged=ACKNOWLEDGED in names,
+        shim_pid=int(shim["shim_pid"]),
+        shim_start=int(shim["shim_start"]),
         shim_alive=alive,
+        executed=exited or "executed" in names,
         init_pid=int(shim["init_pid"]),
         started_ns=int(shim["started_ns"]),
         cgroup=str(shim.get("cgroup") or ""),

@@ -111,12 +111,7 @@ def cgroup_namespace(host: HostConfig, version: int) -> bool:
 def process(record: ContainerRecord, around: Surroundings) -> dict[str, Any]:
     """`process`: what is executed, as whom, with what."""
     config, host = record.config, record.host_config
-    names = capabilities.chosen(
-        host.cap_add or (),
-        host.cap_drop or (),
-        privileged=host.privileged,
-        available=around.facts.capabilities,
-    )
+    names = capability_names(host, around.facts)
     arguments = [record.path, *record.args]
     if around.init:
         arguments = [defaults.INIT_PATH, "--", *arguments]
@@ -136,6 +131,16 @@ def process(record: ContainerRecord, around: Surroundings) -> dict[str, Any]:
     if host.oom_score_adj:
         result["oomScoreAdj"] = host.oom_score_adj
     return result
+
+
+def capability_names(host: HostConfig, facts: limits.HostFacts) -> tuple[str, ...]:
+    """The capabilities that the options choose."""
+    return capabilities.chosen(
+        host.cap_add or (),
+        host.cap_drop or (),
+        privileged=host.privileged,
+        available=facts.capabilities,
+    )
 
 
 def capability_sets(names: Sequence[str], *, root: bool) -> dict[str, list[str]]:

@@ -38,6 +38,8 @@ class HostStart(Request):
     record: ContainerRecord
     image: ImageRecord
     run: int
+    peers: dict[str, str] = {}
+    """The full id of each container that a mode such as `container:web` names."""
 
 
 class HostStarted(Done):

@@ -1,0 +1,220 @@
+"""Everything a run needs on disk: its bundle, its files, its policy, the command to repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mooring.kit.errors import EngineError, InvalidParameter
+from mooring.kit.models.container import ContainerRecord, MountPoint
+from mooring.kit.models.host import HostStart
+from mooring.kit.models.image import ImageRecord
+from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts
+
+from . import devices, files, initbinary, limits, mounts, spec
+from .host_files import NameFiles
+from .joins import Joined
+from .layout import Layout
+from .overlay import Overlay
+from .sandbox import Sandbox
+
+
+class Snapshots(Protocol):
+    """The active snapshots of containers; see snapshots.Snapshots."""
+
+    def prepare(self, container_id: str, image: ImageRecord) -> Overlay:
+        """Make the snapshot of a container, or find the one it has."""
+
+
+class Users(Protocol):
+    """Who Config.User and GroupAdd are in a container's own files; see users.Users."""
+
+    def lookup(
+        self, overlay: Overlay, image_id: str, user: str, group_add: Sequence[str] = ()
+    ) -> spec.User: ...
+
+
+class Prepared:
+    """A run that is on disk, ready for a shim."""
+
+    __slots__ = ("cgroup", "mounts", "overlay", "warnings")
+
+    def __init__(
+        self, overlay: Overlay, cgroup: str, points: list[MountPoint], warnings: list[str]
+    ) -> None:
+        self.overlay = overlay
+        self.cgroup = cgroup
+        self.mounts = points
+        self.warnings = warnings
+
+
+class Bundles:
+    """Writes bundles. Nothing here waits for anything but the local file system."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        facts: limits.HostFacts,
+        snapshots: Snapshots,
+        users: Users,
+        cgroup_root: str,
+    ) -> None:
+        self._layout = layout
+        self.facts = facts
+        self._snapshots = snapshots
+        self._users = users
+        self._cgroup_root = cgroup_root
+        self._names = NameFiles()
+
+    def cgroup(self, record: ContainerRecord) -> str:
+        """The cgroup of a container, the same for each of its runs."""
+        parent = record.host_config.cgroup_parent or self._cgroup_root
+        return f"/{parent.strip('/')}/{record.id}"
+
+    def prepare(
+        self, request: HostStart, sandbox: Sandbox, joined: Joined, hostname: str
+    ) -> Prepared:
+        """Write the bundle of a run; InvalidParameter for options that this host refuses."""
+        record = request.record
+        directory = self._layout.container(record.id)
+        _make(directory)
+        overlay = self._snapshots.prepare(record.id, request.image)
+        wanted = all_mounts(record.host_config, record.config.volumes or ())
+        _check_sources(wanted)
+        nodes, rules = devices.chosen(record.host_config)
+        resources, warnings = limits.resources(record.host_config, self.facts, devices.number)
+        resources["devices"] = rules
+        cgroup = self.cgroup(record)
+        around = spec.Surroundings(
+            facts=self.facts,
+            rootfs=f"{directory}/bundle/rootfs",
+            cgroup=cgroup,
+            hostname=hostname,
+            user=self._users.lookup(
+                overlay,
+                request.image.id,
+                record.config.user,
+                record.host_config.group_add or (),
+            ),
+            network=sandbox.namespace,
+            pid=joined.pid,
+            ipc=joined.ipc,
+            uts=joined.uts,
+            files=self._write_files(record, sandbox, joined, hostname),
+            init=initbinary.find() if record.host_config.init else "",
+            shm=joined.shm,
+            mounts=wanted,
+            devices=nodes,
+            resources=resources,
+        )
+        value = spec.build(record, around)
+        _make(f"{directory}/bundle")
+        _make(f"{directory}/bundle/rootfs")
+        _make(f"{directory}/log")
+        write(f"{directory}/bundle/config.json", dumps(value))
+        return Prepared(overlay, cgroup, mounts.mount_points(wanted), warnings)
+
+    def mount_points(self, record: ContainerRecord) -> list[MountPoint]:
+        """What inspect shows of a container's mounts."""
+        return mounts.mount_points(all_mounts(record.host_config, record.config.volumes or ()))
+
+    def write_command(self, request: HostStart) -> None:
+        """Keep a start by command: restarts repeat it, the policy counts from its run on."""
+        record = request.record
+        directory = self._layout.container(record.id)
+        policy = record.host_config.restart_policy
+        fields = {
+            "name": policy.name,
+            "max": policy.maximum_retry_count,
+            "count": 0,
+            "stopped": False,
+            "run": request.run,
+        }
+        replace(f"{directory}/start.msgpack", request.pack())
+        replace(f"{directory}/policy.json", dumps(fields))
+
+    def _write_files(
+        self, record: ContainerRecord, sandbox: Sandbox, joined: Joined, hostname: str
+    ) -> mounts.Files | None:
+        if joined.network_of is not None:
+            # One network has one set of names: the files of whose network it is.
+            directory = self._layout.container(joined.network_of.id)
+        else:
+            directory = self._layout.container(record.id)
+            host = record.host_config
+            hosts = files.hosts(
+                base=self._names.hosts() if sandbox.host_files else None,
+                extra=host.extra_hosts or (),
+                gateway=sandbox.gateway,
+                address=sandbox.address,
+                hostname=hostname,
+                domainname=record.config.domainname,
+            )
+            resolv = files.resolv(
+                self._names.resolv(shared=sandbox.host_files),
+                servers=host.dns or (),
+                search=host.dns_search or (),
+                options=host.dns_options or (),
+                keep_loopback=sandbox.host_files,
+            )
+            # In place: the inode may be mounted where `container:` joined this network.
+            write(f"{directory}/hosts", hosts.encode())
+            write(f"{directory}/hostname", f"{hostname}\n".encode())
+            write(f"{directory}/resolv.conf", resolv.encode())
+        return mounts.Files(
+            hosts=f"{directory}/hosts",
+            hostname=f"{directory}/hostname",
+            resolv=f"{directory}/resolv.conf",
+        )
+
+
+def dumps(value: Mapping[str, Any]) -> bytes:
+    """JSON without blanks."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def write(path: str, data: bytes) -> None:
+    """Write a file of ours, readable by everybody as it may be seen in a container."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: str, data: bytes) -> None:
+    """Write a file in one step: another process sees the old one or the new one."""
+    new = f"{path}.new"
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+    os.rename(new, path)
+
+
+def _make(directory: str) -> None:
+    try:
+        os.mkdir(directory, 0o711)
+    except FileExistsError:
+        pass
+
+
+def _check_sources(wanted: list[Bind | Tmpfs]) -> None:
+    """Make the sources of `-v`, which Docker makes; refuse the missing ones of `--mount`."""
+    for item in wanted:
+        if not isinstance(item, Bind) or os.path.exists(item.source):
+            continue
+        if not item.create_source:
+            raise InvalidParameter(
+                f'invalid mount config for type "bind": bind source path does not exist:'
+                f" {item.source}"
+            )
+        try:
+            os.makedirs(item.source, 0o755)
+        except OSError as exc:
+            raise EngineError(
+                f"error while creating mount source path '{item.source}': {exc.strerror}"
+            ) from exc

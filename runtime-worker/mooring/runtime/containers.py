@@ -1,0 +1,338 @@
+"""Starting, restarting, releasing and removing containers of this host; each can be repeated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mooring.kit import faults, log
+from mooring.kit.config import Settings
+from mooring.kit.errors import KINDS, Conflict, EngineError, NotFound, Unavailable
+from mooring.kit.models.base import Done
+from mooring.kit.models.container import ContainerRecord, NetworkState
+from mooring.kit.models.host import (
+    ContainerSize,
+    HostContainer,
+    HostRestart,
+    HostStart,
+    HostStarted,
+)
+from mooring.kit.options import log_limits
+from mooring.kit.timing import Steps
+
+from . import spec
+from .bundle import Bundles, Prepared, replace
+from .joins import Joins
+from .launching import ShimDied, WarmShim
+from .layout import Layout
+from .locks import KeyedLocks
+from .reaper import Reaper
+from .runs import NETWORK, Run, Runs, Stage
+from .sandbox import Networks, Sandbox, kind
+from .sharedshm import share
+from .waiting import until_ended, until_executed
+
+logger = logging.getLogger(__name__)
+
+_RUNTIME_WORDS = (
+    "failed to create task for container: failed to create shim task: OCI runtime create failed: "
+)
+"""What Docker's users and their scripts look for in front of what the runtime says."""
+
+
+class Shims(Protocol):
+    """Warm shims; see pool.Pool."""
+
+    async def take(self) -> WarmShim: ...
+    def refill(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the handlers work with."""
+
+    settings: Settings
+    layout: Layout
+    runs: Runs
+    bundles: Bundles
+    networks: Networks
+    shims: Shims
+    reaper: Reaper
+    joins: Joins
+    locks: KeyedLocks
+    seccomp: Callable[[str | None, frozenset[str]], Awaitable[str | None]]
+    """Path of the compiled filter of a profile for a set of capabilities."""
+    size: Callable[[str], int]
+    """Bytes that a container has written; reads its whole upper directory."""
+
+
+class Containers:
+    """The worker's commands about containers."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._layout = parts.layout
+        self._runs = parts.runs
+        self._locks = parts.locks
+
+    async def start(self, request: HostStart) -> HostStarted:
+        """Start a run by command; a run that was started before answers with what is true."""
+        with log.bind(container=request.record.id[:12]):
+            async with self._locks.hold(request.record.id):
+                return await self._start(request, by_command=True)
+
+    async def restart(self, request: HostRestart) -> HostStarted:
+        """Start the next run of a container as the last start by command said."""
+        with log.bind(container=request.id[:12]):
+            async with self._locks.hold(request.id):
+                command = self._command(request.id)
+                command.run = request.run
+                return await self._start(command, by_command=False)
+
+    async def release(self, request: HostContainer) -> Done:
+        """A run is over and its exit is recorded: free what it used."""
+        async with self._locks.hold(request.id):
+            for run in [request.run] if request.run else self._runs.of(request.id):
+                self._release(request.id, run)
+        return Done()
+
+    async def remove(self, request: HostContainer) -> Done:
+        """Remove all of a container; Conflict while it runs."""
+        id_ = request.id
+        async with self._locks.hold(id_):
+            for run in self._runs.of(id_):
+                self._release(id_, run)
+            # Before anything goes: a start that was sent earlier must not bring it back.
+            self._parts.reaper.mark_removed(id_)
+            faults.point("runtime.remove.released")
+            self._parts.reaper.discard(self._layout.container(id_))
+            faults.point("runtime.remove.trashed")
+        return Done()
+
+    async def size(self, request: HostContainer) -> ContainerSize:
+        """How much a container has written, and how much it sees."""
+        written = await self._parts.reaper.in_thread(self._parts.size, request.id)
+        try:
+            layers = self._command(request.id).image.layers
+        except NotFound:
+            layers = []  # It was never started here.
+        return ContainerSize(
+            size_rw=written, size_root_fs=written + sum(layer.size for layer in layers)
+        )
+
+    def _command(self, id_: str) -> HostStart:
+        """The last start by command of a container."""
+        try:
+            with open(f"{self._layout.container(id_)}/start.msgpack", "rb") as file:
+                return HostStart.unpack(file.read())
+        except FileNotFoundError:
+            raise NotFound(f"No such container: {id_}") from None
+
+    # --- start ---
+
+    async def _start(self, request: HostStart, *, by_command: bool) -> HostStarted:
+        id_, run = request.record.id, request.run
+        if (known := await self._known(id_, run)) is not None:
+            return self._answer(request, known)
+        steps = Steps(f"start {id_[:12]}.{run}")
+        directory = self._layout.run_directory(id_, run)
+        holder = f"{id_}.{run}"
+        sandbox: Sandbox | None = None
+        shim: WarmShim | None = None
+        os.mkdir(directory, 0o700)
+        self._runs.add(id_, run)
+        try:
+            joined = self._parts.joins.resolve(request.record, request.peers)
+            names = spec.capability_names(request.record.host_config, self._parts.bundles.facts)
+            profile = spec.seccomp_profile(request.record.host_config)
+            seccomp = await self._parts.seccomp(profile, frozenset(names))
+            steps.mark("seccomp")
+            sandbox = await self._parts.networks.attach(holder, request.record, joined.network_of)
+            if sandbox.state.endpoints:
+                replace(f"{directory}/{NETWORK}", sandbox.state.pack())
+            faults.point("runtime.start.sandbox")
+            steps.mark("sandbox")
+            hostname = self._hostname(request.record)
+            prepared = self._parts.bundles.prepare(request, sandbox, joined, hostname)
+            if joined.shm and request.record.host_config.ipc_mode == "shareable":
+                share(joined.shm, request.record.host_config.shm_size)
+            if by_command:
+                self._parts.bundles.write_command(request)
+            faults.point("runtime.start.prepared")
+            steps.mark("prepare")
+            message = self._message(request, directory, prepared, seccomp)
+            shim, answer = await self._hand_over(message, directory, steps)
+            if error := answer.get("error"):
+                return self._refused(error, id_, run, holder)
+            faults.point("runtime.start.started")
+            steps.add({k: int(ms * 1e6) for k, ms in (answer.get("timings") or {}).items()})
+            return HostStarted(
+                pid=int(answer["pid"]),
+                started_ns=int(answer["started_ns"]),
+                network=sandbox.state,
+                mounts=prepared.mounts,
+                warnings=prepared.warnings,
+            )
+        except BaseException:
+            self._undo(id_, run, holder)
+            raise
+        finally:
+            if shim is not None:
+                shim.close()
+            if sandbox is not None:
+                sandbox.close()
+            self._parts.shims.refill()
+            self._parts.networks.refill()
+            steps.done()
+
+    async def _known(self, id_: str, run: int) -> Run | None:
+        """The run if it was started before; what was left half-made of it is undone first."""
+        if self._parts.reaper.was_removed(id_):
+            raise NotFound(f"No such container: {id_}")
+        for other in self._runs.of(id_):
+            found = self._runs.find(id_, other)
+            if found is None:
+                self._runs.forget(id_, other)
+            elif found.stage is Stage.HALF:
+                self._undo(id_, other, f"{id_}.{other}")
+                if (finished := self._runs.find(id_, other)) is not None:
+                    if other == run:
+                        return finished
+                    raise Conflict(f"container {id_} is running (run {other})")
+            elif other == run:
+                if (executed := await until_executed(found)) is not None:
+                    return executed
+                self._undo(id_, run, f"{id_}.{run}")
+            elif found.stage is Stage.LIVE:
+                raise Conflict(f"container {id_} is running (run {other})")
+            elif other > run:
+                raise Conflict(f"run {run} of container {id_} is over")
+            else:
+                # Its files stay for whoever still reads them; its address is free, and its
+                # cgroup has to be gone before another one can have its name.
+                self._parts.networks.detach(f"{id_}.{other}")
+                await until_ended(found)
+                await self._parts.reaper.remove_cgroup(found)
+        if run <= self._parts.reaper.last_released(id_):
+            raise Conflict(f"run {run} of container {id_} is over")
+        return None
+
+    def _answer(self, request: HostStart, known: Run) -> HostStarted:
+        """What a start would have answered that was carried out before."""
+        network = NetworkState()
+        try:
+            with open(f"{known.directory}/{NETWORK}", "rb") as file:
+                network = NetworkState.unpack(file.read())
+        except FileNotFoundError:
+            pass
+        return HostStarted(
+            pid=known.init_pid,
+            started_ns=known.started_ns,
+            network=network,
+            mounts=self._parts.bundles.mount_points(request.record),
+        )
+
+    async def _hand_over(
+        self, message: dict[str, Any], directory: str, steps: Steps
+    ) -> tuple[WarmShim, dict[str, Any]]:
+        """Give a warm shim its container; another one if the first died before it began."""
+        for attempt in (1, 2):
+            shim = await self._parts.shims.take()
+            steps.mark("shim")
+            try:
+                answer = await shim.start(message)
+                steps.mark("run")
+                return shim, answer
+            except ShimDied:
+                shim.close()
+                # With a shim.json its program may have run: that is for the agent to tell.
+                if os.path.exists(f"{directory}/shim.json"):
+                    found = self._runs.find(message["id"], message["run"])
+                    assert found is not None
+                    return shim, {"pid": found.init_pid, "started_ns": found.started_ns}
+                if attempt == 2:
+                    raise Unavailable("the shim died before the container was started") from None
+                logger.warning("a warm shim died, taking another one")
+            except BaseException:
+                shim.close()
+                raise
+        raise AssertionError
+
+    def _message(
+        self, request: HostStart, directory: str, prepared: Prepared, seccomp: str | None
+    ) -> dict[str, Any]:
+        """ShimStart."""
+        record, settings = request.record, self._parts.settings
+        config, host = record.config, record.host_config
+        container = self._layout.container(record.id)
+        size, files = log_limits(host.log_config) or (settings.log_max_size, settings.log_max_files)
+        overlay = prepared.overlay
+        console = host.console_size
+        return {
+            "op": "start",
+            "id": record.id,
+            "run": request.run,
+            "dir": directory,
+            "bundle": f"{container}/bundle",
+            "log_dir": f"{container}/log",
+            "log_max_size": size,
+            "log_max_files": files,
+            "tty": config.tty,
+            "stdin": config.open_stdin,
+            "stdin_once": config.stdin_once,
+            "stdin_open": config.open_stdin,
+            "rootfs": {
+                "lowers": overlay.lowers,
+                "upper": str(overlay.upper),
+                "work": str(overlay.work),
+            },
+            "cgroup": prepared.cgroup,
+            "seccomp": seccomp,
+            "agent_socket": self._layout.agent_socket,
+            "console_size": console if console and len(console) == 2 and any(console) else None,
+            "timings": settings.timings,
+        }
+
+    def _hostname(self, record: ContainerRecord) -> str:
+        if record.config.hostname:
+            return record.config.hostname
+        if kind(record) == "host" or record.host_config.uts_mode == "host":
+            return socket.gethostname()
+        return record.id[:12]
+
+    def _refused(self, error: dict[str, Any], id_: str, run: int, holder: str) -> HostStarted:
+        """It could not be started. 126 and 127 are the program's fault: that is an answer."""
+        message, code = str(error.get("message", "")), int(error.get("exit_code") or 128)
+        if code in (126, 127):
+            self._undo(id_, run, holder)
+            text = f"unable to start container process: {message}"
+            return HostStarted(error=_RUNTIME_WORDS + text, exit_code=code)
+        raise KINDS.get(str(error.get("kind")), EngineError)(_RUNTIME_WORDS + message)
+
+    # --- the end of a run ---
+
+    def _undo(self, id_: str, run: int, holder: str) -> None:
+        """Take back a run whose program never ran; one that did run after all is left alone."""
+        if self._parts.reaper.fence(id_, run):
+            self._parts.networks.detach(holder)
+            self._runs.forget(id_, run)
+            self._parts.reaper.unshare(id_)
+
+    def _release(self, id_: str, run: int) -> None:
+        found = self._runs.find(id_, run)
+        if found is not None and found.stage is Stage.LIVE:
+            raise Conflict(f"container {id_} is running (run {run})")
+        self._parts.networks.detach(f"{id_}.{run}")
+        faults.point("runtime.release.detached")
+        self._parts.reaper.note_released(id_, run)
+        if not self._runs.live(id_):
+            self._parts.reaper.unshare(id_)
+        faults.point("runtime.release.noted")
+        if found is None:
+            self._runs.forget(id_, run)
+        else:
+            self._parts.reaper.finish(found)

@@ -1,0 +1,194 @@
+"""The runtime worker put together: what it recovers, what it keeps ready, what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+from mooring.kit import subjects
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings
+from mooring.kit.models.base import Request
+from mooring.kit.models.host import HostContainer, HostRestart, HostStart, NodeRecord
+from mooring.kit.process import Service
+
+from . import node
+from .bundle import Bundles
+from .containers import Containers, Parts
+from .images import service as images
+from .joins import Joins
+from .launching import Launcher, spawn
+from .layout import Layout
+from .locks import KeyedLocks
+from .network.bridge import Bridge, BridgeSettings
+from .oci import cgroups
+from .pool import Pool
+from .reaper import Reaper
+from .runs import Runs, Stage
+from .sandbox import HostNetworks
+from .snapshots import Snapshots
+from .users import Users
+
+logger = logging.getLogger(__name__)
+
+_FACTORY = (
+    "import socket; from mooring.runtime.network import factory;"
+    " factory.main(socket.socket(fileno=3))"
+)
+
+
+class Factory:
+    """The process that makes network sandboxes; it ends when its socket closes."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._pid = 0
+
+    async def start(self) -> socket.socket:
+        """A fresh one, and the socket to ask it."""
+        self.close()
+        self._pid, sock = spawn(_FACTORY, self._environment)
+        return sock
+
+    def close(self) -> None:
+        """Bury the last one."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+async def main(settings: Settings, service: Service) -> None:
+    """Serve this host until asked to stop; containers go on."""
+    os.umask(0o022)
+    layout = Layout(settings)
+    for directory in layout.directories():
+        os.makedirs(directory, mode=0o711, exist_ok=True)
+    cgroups.favor_dynamic_modifications()
+    runs, locks = Runs(layout.shims), KeyedLocks()
+    environment = child_environment(settings)
+    factory = Factory(environment)
+    networks = HostNetworks(_bridge(settings, layout), factory.start)
+    reaper = Reaper(layout, runs, networks, locks, settings.cgroup_root)
+    await reaper.recover()
+    launcher = Launcher(environment)
+    launcher.start()
+    pool = Pool(launcher, settings.warm_shims, _pool_root(settings))
+    pool.refill()
+    networks.prepare()
+    snapshots = Snapshots(settings.state_dir)
+    try:
+        async with Bus.connect(settings, "runtime") as bus, _background(reaper):
+            image_service = await images.serve(bus, settings)
+            image_service.on_removed.append(snapshots.forget)
+            bundles = Bundles(layout, node.facts(), snapshots, Users(), settings.cgroup_root)
+            containers = Containers(
+                Parts(
+                    settings=settings,
+                    layout=layout,
+                    runs=runs,
+                    bundles=bundles,
+                    networks=networks,
+                    shims=pool,
+                    reaper=reaper,
+                    joins=Joins(layout, runs),
+                    locks=locks,
+                    seccomp=_compiled,
+                    size=snapshots.size,
+                )
+            )
+            await _serve(bus, settings, containers)
+            await service.ready()
+            record = node.describe(settings)
+            await _announce(bus, record)
+            await service.stop_requested()
+            await image_service.close()
+    finally:
+        await pool.close()
+        launcher.close()
+        await networks.close(remove=not any_live(runs))
+        factory.close()
+        await reaper.close()
+
+
+async def _compiled(profile: str | None, capabilities: frozenset[str]) -> str | None:
+    if profile == "unconfined":
+        return None
+    logger.warning("seccomp is not there yet")
+    return None
+
+
+async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
+    def subject(verb: str) -> str:
+        return subjects.runtime(settings.node_id, verb)
+
+    async def describe(_: Request) -> NodeRecord:
+        return node.describe(settings)
+
+    await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, containers.remove)
+    await bus.serve(subject(subjects.RUNTIME_RELEASE), HostContainer, containers.release)
+    await bus.serve(subject(subjects.RUNTIME_SIZE), HostContainer, containers.size)
+    await bus.serve(subject(subjects.RUNTIME_NODE), Request, describe)
+    await bus.serve(subject(subjects.RUNTIME_START), HostStart, containers.start)
+    await bus.serve(subject(subjects.RUNTIME_RESTART), HostRestart, containers.restart)
+
+
+async def _announce(bus: Bus, record: NodeRecord) -> None:
+    for warning in record.warnings:
+        logger.warning("%s", warning)
+    subject = subjects.fact(record.id, subjects.FACT_NODE)
+    await bus.publish_durable(subject, record, msg_id=f"{record.id}.{record.seen_ns}.node")
+
+
+@contextlib.asynccontextmanager
+async def _background(reaper: Reaper) -> AsyncIterator[None]:
+    task = asyncio.create_task(reaper.run(), name="reaper")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """What the launcher and its shims inherit: nothing but the tests' faults."""
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if settings.faults:
+        environment["MOORING_FAULTS"] = str(settings.run_dir / "faults")
+    return environment
+
+
+def any_live(runs: Runs) -> bool:
+    """Whether a container of this host still runs."""
+    for id_, run in runs:
+        found = runs.find(id_, run)
+        if found is not None and found.stage is Stage.LIVE:
+            return True
+    return False
+
+
+def _pool_root(settings: Settings) -> str | None:
+    # v2 has no rename of cgroups; there a process is born in the right one.
+    return settings.cgroup_root if cgroups.version() == 1 else None
+
+
+def _bridge(settings: Settings, layout: Layout) -> Bridge:
+    instance = settings.instance
+    # Interface names have at most 15 characters.
+    suffix = instance.removeprefix("mooring").removeprefix("-")
+    return Bridge(
+        BridgeSettings(
+            bridge=f"mr-{suffix}" if suffix else "mooring0",
+            table=instance,
+            subnet=settings.bridge_subnet,
+            directory=settings.state_dir / "network",
+            pool=settings.warm_shims,
+        )
+    )
