@@ -1,0 +1,98 @@
+"""The process `mooring-lifecycle`: any number of replicas, each of which can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+from mooring.kit import process, subjects
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings
+from mooring.kit.models.base import Done, Request
+from mooring.kit.models.container import (
+    ContainerRequest,
+    CreateContainer,
+    KillContainer,
+    NoteContainer,
+    PruneContainers,
+    RemoveContainer,
+    RenameContainer,
+    StartContainer,
+    StopContainer,
+)
+from mooring.kit.models.exec import CreateExec, StartExec
+from mooring.kit.models.image import AddImage, RemoveImage, TagImage
+
+from .containers import ContainerHandlers
+from .endings import Endings
+from .engine import Engine, open_engine
+from .execs import ExecHandlers
+from .facts import Facts
+from .images import ImageHandlers
+from .reconcile import Reconciler
+from .removal import RemovalHandlers
+from .running import RunningHandlers
+
+
+async def serve(bus: Bus, engine: Engine) -> Reconciler:
+    """Answer every command and take in facts; returns what has to be run besides."""
+    endings = Endings(engine)
+    containers = ContainerHandlers(engine)
+    running = RunningHandlers(engine, endings)
+    removal = RemovalHandlers(engine, endings)
+    execs = ExecHandlers(engine)
+    images = ImageHandlers(engine)
+    facts = Facts(engine, endings, execs)
+    group = subjects.LIFECYCLE_GROUP
+
+    async def pong(request: Request) -> Done:
+        return Done()
+
+    # Not in the group: it asks for this very replica.
+    await bus.serve(subjects.replica(engine.owner), Request, pong)
+    await asyncio.gather(
+        bus.serve(subjects.CONTAINER_CREATE, CreateContainer, containers.create, group=group),
+        bus.serve(subjects.CONTAINER_RENAME, RenameContainer, containers.rename, group=group),
+        bus.serve(subjects.CONTAINER_NOTE, NoteContainer, containers.note, group=group),
+        bus.serve(subjects.CONTAINER_START, StartContainer, running.start, group=group),
+        bus.serve(subjects.CONTAINER_STOP, StopContainer, running.stop, group=group),
+        bus.serve(subjects.CONTAINER_RESTART, StopContainer, running.restart, group=group),
+        bus.serve(subjects.CONTAINER_KILL, KillContainer, running.kill, group=group),
+        bus.serve(subjects.CONTAINER_PAUSE, ContainerRequest, running.pause, group=group),
+        bus.serve(subjects.CONTAINER_UNPAUSE, ContainerRequest, running.unpause, group=group),
+        bus.serve(subjects.CONTAINER_REMOVE, RemoveContainer, removal.remove, group=group),
+        bus.serve(subjects.CONTAINER_PRUNE, PruneContainers, removal.prune, group=group),
+        bus.serve(subjects.EXEC_CREATE, CreateExec, execs.create, group=group),
+        bus.serve(subjects.EXEC_START, StartExec, execs.start, group=group),
+        bus.serve(subjects.IMAGE_ADD, AddImage, images.add, group=group),
+        bus.serve(subjects.IMAGE_TAG, TagImage, images.tag, group=group),
+        bus.serve(subjects.IMAGE_REMOVE, RemoveImage, images.remove, group=group),
+    )
+    await bus.consume(subjects.FACTS_STREAM, "lifecycle", facts.handle, group=group)
+    return Reconciler(engine, endings, running, execs, images)
+
+
+async def lifecycle(settings: Settings, service: process.Service) -> None:
+    """Run one replica until it is asked to stop."""
+    async with Bus.connect(settings, "lifecycle") as bus:
+        await bus.ensure_streams()
+        engine = await open_engine(bus, secrets.token_hex(8))
+        reconciler = await serve(bus, engine)
+        async with asyncio.TaskGroup() as tasks:
+            reconciling = tasks.create_task(reconciler.run(), name="reconcile")
+            await service.ready()
+            await service.stop_requested()
+            reconciling.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await engine.close()
+
+
+def main() -> None:
+    """The console script."""
+    process.run("lifecycle", lifecycle)
+
+
+if __name__ == "__main__":
+    main()

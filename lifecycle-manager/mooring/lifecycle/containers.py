@@ -1,0 +1,182 @@
+"""Creating and renaming containers, and the events of what changes no state."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+
+from mooring.kit import faults, options
+from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
+from mooring.kit.models.base import Done
+from mooring.kit.models.container import (
+    ContainerConfig,
+    ContainerCreated,
+    ContainerRecord,
+    CreateContainer,
+    HostConfig,
+    NoteContainer,
+    RenameContainer,
+)
+from mooring.kit.models.image import ImageRecord
+
+from . import states
+from .engine import Engine
+from .events import container_event
+from .find_image import find_image
+from .merge import command_line, merge
+from .naming import candidates, check_name
+from .placement import choose
+from .resolve import resolve
+from .states import SECOND
+
+_CREATE_LIMIT = 60 * SECOND
+"""A claim of a name may be taken away after twice this time, so a create ends before."""
+_SHORT_ID = 12
+
+
+class ContainerHandlers:
+    """create, rename, note."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def create(self, request: CreateContainer) -> ContainerCreated:
+        """Create a container; NotFound for the image, Conflict for the name."""
+        engine = self._engine
+        # The same request makes the same container, however often it arrives.
+        container_id = hashlib.sha256(f"container {request.request_id}".encode()).hexdigest()
+        known = engine.containers.get(container_id)
+        if known is not None:
+            return ContainerCreated(container_id=container_id, revision=known.revision)
+        if request.name:
+            check_name(request.name.removeprefix("/"))
+        warnings = options.check(request.config, request.host_config)
+        image = find_image(engine, request.config.image)
+        _check_platform(request, image)
+        config = merge(request.config, image.config)
+        host_config = self._join_others(request.host_config)
+        path, arguments = command_line(config)
+        begun = time.time_ns()
+        record = ContainerRecord(
+            id=container_id,
+            name="",
+            node=choose(engine.nodes.records(), image, engine.load()),
+            created_ns=begun,
+            image=request.config.image,
+            image_id=image.id,
+            platform=image.os,
+            config=_with_hostname(config, host_config, container_id),
+            host_config=host_config,
+            networking=request.networking,
+            path=path,
+            args=arguments,
+            command_id=request.request_id,
+        )
+        with engine.holding(container_id):
+            name, revision = await self._claim_name(request.name, container_id)
+            faults.point("lifecycle.create.named")
+            record = states.advance(record, begun, name=name, name_revision=revision)
+            record = states.advance(record, begun, ("create", {}))
+            if time.time_ns() - begun > _CREATE_LIMIT:
+                raise Unavailable("creating the container took too long, try again")
+            try:
+                row = await engine.containers.create(container_id, record)
+            except Conflict:
+                # A repetition of this very request was faster.
+                row = await engine.containers.fetch(container_id)
+            faults.point("lifecycle.create.recorded")
+        return ContainerCreated(container_id=container_id, warnings=warnings, revision=row.revision)
+
+    async def _claim_name(self, wanted: str, container_id: str) -> tuple[str, int]:
+        names: Iterator[str] = iter([wanted.removeprefix("/")])
+        if not wanted:
+            names = (n for n in candidates(container_id) if n not in self._engine.by_name)
+        for name in names:
+            try:
+                return name, await self._engine.names.claim(name, container_id)
+            except Conflict:
+                if wanted:
+                    raise
+        raise EngineError("there is no free name left")
+
+    def _join_others(self, host: HostConfig) -> HostConfig:
+        """`container:<name>` as `container:<id>`: names may change, and hosts know ids."""
+        changes: dict[str, object] = {}
+        for field in ("network_mode", "ipc_mode", "pid_mode"):
+            mode: str = getattr(host, field)
+            kind, _, other = mode.partition(":")
+            if kind == "container" and other:
+                name = other.removeprefix("/")
+                found = self._engine.by_name.get(name) or self._only_match(name)
+                if found is None:
+                    raise NotFound(f"No such container: {other}")
+                changes[field] = f"container:{found}"
+        return host.model_copy(update=changes) if changes else host
+
+    def _only_match(self, prefix: str) -> str | None:
+        found = [key for key in self._engine.by_name.values() if key.startswith(prefix)]
+        return found[0] if len(found) == 1 else None
+
+    async def rename(self, request: RenameContainer) -> Done:
+        """Give a container another name; Conflict if it is taken."""
+        engine = self._engine
+        row = await resolve(engine, request.container, request.request_id)
+        old, new = row.record.name, request.name.removeprefix("/")
+        if row.record.command_id == request.request_id:
+            return Done(revision=row.revision)
+        if not new:
+            raise InvalidParameter("Neither old nor new names may be empty")
+        if new == old:
+            raise InvalidParameter("Renaming a container with the same name as its current name")
+        check_name(new)
+        with engine.holding(row.key):
+            # Claim, record, give back: at no moment does a name lead to a stranger.
+            try:
+                revision = await engine.names.claim(new, row.key)
+            except Conflict as exc:
+                raise Conflict(f"Error when allocating new name: {exc.message}") from exc
+            faults.point("lifecycle.rename.claimed")
+            claim = engine.claim(request.request_id)
+            row = await engine.containers.change(
+                row.key, lambda r: states.renamed(r, claim, new, revision)
+            )
+            faults.point("lifecycle.rename.recorded")
+            await engine.names.release(old, row.key)
+        return Done(revision=row.revision)
+
+    async def note(self, request: NoteContainer) -> Done:
+        """Publish an event that changes no state; answers when it is stored."""
+        engine = self._engine
+        row = await resolve(engine, request.container, request.request_id)
+        event = container_event(
+            row.record,
+            (request.action, request.attributes),
+            f"{row.key}.note.{request.request_id}",
+            time.time_ns(),
+        )
+        engine.events.push(row.key, row.record.outbox)
+        await engine.events.publish(row.key, event)
+        return Done(revision=row.revision)
+
+
+def _with_hostname(config: ContainerConfig, host: HostConfig, container_id: str) -> ContainerConfig:
+    shared = host.network_mode == "host" or host.network_mode.startswith("container:")
+    if config.hostname or shared or host.uts_mode == "host":
+        return config
+    return config.model_copy(update={"hostname": container_id[:_SHORT_ID]})
+
+
+def _check_platform(request: CreateContainer, image: ImageRecord) -> None:
+    if not request.platform:
+        return
+    wanted = request.platform.lower().split("/")
+    actual = [image.os, image.architecture, image.variant]
+    if len(wanted) == 1 and wanted[0] != image.os:
+        actual = actual[1:]
+    if any(w != a for w, a in zip(wanted, actual, strict=False)):
+        has = "/".join(part for part in (image.os, image.architecture, image.variant) if part)
+        raise NotFound(
+            f"image with reference {request.config.image} was found but does not match the "
+            f"specified platform: wanted {request.platform}, actual: {has}"
+        )

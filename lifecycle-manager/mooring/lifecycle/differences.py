@@ -1,0 +1,55 @@
+"""What a host's report says against a record. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mooring.kit.models.container import ContainerRecord, State
+from mooring.kit.models.host import RunTruth
+
+from .states import is_news
+
+
+class Action(StrEnum):
+    """What has to be done about a difference."""
+
+    NONE = "nothing"
+    LOST = "it is gone without a trace"
+    EXITED = "it has exited"
+    STARTED = "it runs"
+    PAUSED = "it is paused"
+    UNPAUSED = "it is not paused"
+    RELEASE = "a run that has ended still holds its network"
+    REMOVE = "it is removed and still there"
+
+
+def difference(record: ContainerRecord, truth: RunTruth | None) -> Action:
+    """What has to be done so that record and host agree."""
+    if record.state is State.REMOVED:
+        return Action.NONE if truth is None else Action.REMOVE
+    if record.state is State.STARTING:
+        return Action.NONE
+    if truth is None:
+        return Action.LOST if record.pid else Action.NONE
+    if truth.running:
+        return _running(record, truth)
+    if is_news(record, truth.run, truth.started_ns):
+        return Action.EXITED
+    if record.state in (State.EXITED, State.CREATED, State.DEAD) and truth.run == record.run:
+        return Action.RELEASE
+    return Action.NONE
+
+
+def _running(record: ContainerRecord, truth: RunTruth) -> Action:
+    if record.state in (State.STOPPING, State.REMOVING):
+        return Action.NONE
+    if truth.run > record.run or (not record.pid and is_news(record, truth.run, truth.started_ns)):
+        return Action.STARTED
+    if truth.run != record.run:
+        return Action.NONE
+    match record.state, truth.paused:
+        case State.RUNNING, True:
+            return Action.PAUSED
+        case State.PAUSED, False:
+            return Action.UNPAUSED
+    return Action.NONE

@@ -1,0 +1,126 @@
+"""Docker's events: their attributes, and publishing each of them exactly once, in order.
+
+An event is written in the outbox of the record whose change it tells of, in the same
+compare-and-set, and published afterwards. Whoever writes a record publishes all of its outbox,
+and leaves out of the next version only what it has itself seen stored. So an event is on the
+stream at least once and, as its id is its Nats-Msg-Id, at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from mooring.kit.errors import EngineError
+from mooring.kit.models.container import ContainerRecord, Event
+
+logger = logging.getLogger(__name__)
+
+_RETRY_WAIT = 0.5
+
+Happening = tuple[str, Mapping[str, str]]
+"""An event to be: action, and the attributes that only this action has."""
+
+
+def container_event(
+    record: ContainerRecord, happening: Happening, event_id: str, time_ns: int
+) -> Event:
+    """An event of a container, with the attributes that all of them have."""
+    action, own = happening
+    attributes = dict(record.config.labels or {})
+    attributes.update(own)
+    if record.image:
+        attributes["image"] = record.image
+    attributes["name"] = record.name
+    return Event(
+        id=event_id, action=action, actor=record.id, attributes=attributes, time_ns=time_ns
+    )
+
+
+def origin_of(event: Event) -> tuple[str, int]:
+    """Whose outbox the event is from, and its number there (0 for one that is in no outbox)."""
+    origin, _, serial = event.id.rpartition(".")
+    return origin, int(serial) if serial.isdigit() else 0
+
+
+class Publisher:
+    """Publishes in the order of the pushes to one actor; actors don't wait for one another."""
+
+    def __init__(self, publish: Callable[[Event], Awaitable[None]]) -> None:
+        self._publish = publish
+        self._queues: dict[str, deque[tuple[Event, asyncio.Future[None] | None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._queued: dict[str, int] = {}
+        self._stored: dict[str, int] = {}
+
+    def push(self, actor: str, events: Iterable[Event]) -> None:
+        """Publish those of an outbox that were not pushed before; does not wait."""
+        for event in events:
+            origin, serial = origin_of(event)
+            if serial > self._queued.get(origin, 0):
+                self._queued[origin] = serial
+                self._append(actor, event, None)
+
+    async def publish(self, actor: str, event: Event) -> None:
+        """Publish an event that is in no outbox, after those pushed before; waits for it."""
+        done = asyncio.get_running_loop().create_future()
+        self._append(actor, event, done)
+        await done
+
+    def is_stored(self, event: Event) -> bool:
+        """Whether this process has seen the event stored."""
+        origin, serial = origin_of(event)
+        return serial <= self._stored.get(origin, 0)
+
+    def mark_stored(self, event: Event) -> None:
+        """Somebody else has seen it stored."""
+        origin, serial = origin_of(event)
+        self._stored[origin] = max(serial, self._stored.get(origin, 0))
+        self._queued[origin] = max(serial, self._queued.get(origin, 0))
+
+    def forget(self, origin: str) -> None:
+        """There will be no more events of this record."""
+        self._queued.pop(origin, None)
+        self._stored.pop(origin, None)
+
+    async def close(self, timeout: float = 2.0) -> None:
+        """Wait for what is under way, `timeout` seconds at most; the rest is in the outboxes."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _append(self, actor: str, event: Event, done: asyncio.Future[None] | None) -> None:
+        queue = self._queues.get(actor)
+        if queue is not None:
+            queue.append((event, done))
+            return
+        self._queues[actor] = deque([(event, done)])
+        task = asyncio.create_task(self._drain(actor), name=f"events of {actor}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self, actor: str) -> None:
+        queue = self._queues[actor]
+        while queue:
+            event, done = queue[0]
+            try:
+                await self._publish(event)
+            except EngineError as exc:
+                logger.warning("event %s is not published yet: %s", event.id, exc)
+                await asyncio.sleep(_RETRY_WAIT)
+                continue
+            queue.popleft()
+            self._note_stored(event)
+            if done is not None and not done.done():
+                done.set_result(None)
+        del self._queues[actor]
+
+    def _note_stored(self, event: Event) -> None:
+        origin, serial = origin_of(event)
+        # After forget() there is nobody who would ask, or remove the number again.
+        if serial and origin in self._queued:
+            self._stored[origin] = serial

@@ -1,0 +1,102 @@
+"""The commands that a host understands. Each can be sent again: run and id say what is meant."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from mooring.kit import subjects
+from mooring.kit.models.base import Done, Model, Request
+from mooring.kit.models.exec import ExecStarted
+from mooring.kit.models.host import (
+    ContainerSize,
+    HostContainer,
+    HostExec,
+    HostKill,
+    HostStart,
+    HostStarted,
+    HostStop,
+    Report,
+)
+from mooring.kit.models.image import RemoveLayers
+
+R = TypeVar("R", bound=Model)
+
+START_TIMEOUT = 45.0
+STOP_EXTRA = 15.0
+"""Seconds beyond the container's own time until a stop counts as not answered."""
+FOR_EVER = 365 * 86400.0
+KILL_TIMEOUT = 12.0
+
+
+class Requester(Protocol):
+    """What is needed of kit.bus.Bus."""
+
+    async def request(
+        self, subject: str, message: Request, reply: type[R], *, timeout: float = 30.0
+    ) -> R: ...
+
+
+class Hosts:
+    """All hosts; each call raises the host's own EngineError, Unavailable if it is away."""
+
+    def __init__(self, bus: Requester) -> None:
+        self._bus = bus
+
+    async def start(self, node: str, request: HostStart) -> HostStarted:
+        """Start a run; answers when its program has been executed, or could not be."""
+        subject = subjects.runtime(node, subjects.RUNTIME_START)
+        return await self._bus.request(subject, request, HostStarted, timeout=START_TIMEOUT)
+
+    async def stop(self, node: str, request: HostStop) -> None:
+        """Stop a run; answers when it has exited and the fact is published."""
+        limit = FOR_EVER if request.timeout < 0 else request.timeout + STOP_EXTRA
+        subject = subjects.agent(node, subjects.AGENT_STOP)
+        await self._bus.request(subject, request, Done, timeout=limit)
+
+    async def kill(self, node: str, request: HostKill) -> None:
+        """Send a signal; for SIGKILL it answers when the container has exited."""
+        subject = subjects.agent(node, subjects.AGENT_KILL)
+        await self._bus.request(subject, request, Done, timeout=KILL_TIMEOUT)
+
+    async def pause(self, node: str, request: HostContainer) -> None:
+        """Freeze all processes."""
+        await self._bus.request(subjects.agent(node, subjects.AGENT_PAUSE), request, Done)
+
+    async def unpause(self, node: str, request: HostContainer) -> None:
+        """Thaw them."""
+        await self._bus.request(subjects.agent(node, subjects.AGENT_UNPAUSE), request, Done)
+
+    async def exec(self, node: str, request: HostExec) -> ExecStarted:
+        """Start a further process."""
+        subject = subjects.agent(node, subjects.AGENT_EXEC_START)
+        return await self._bus.request(subject, request, ExecStarted)
+
+    async def forget(self, node: str, container_id: str) -> None:
+        """The container is being removed: its policy and its streams end."""
+        subject = subjects.agent(node, subjects.AGENT_FORGET)
+        await self._bus.request(subject, HostContainer(id=container_id), Done)
+
+    async def release(self, node: str, container_id: str, run: int) -> None:
+        """A run has ended and that is recorded: its network and run directory may go."""
+        subject = subjects.runtime(node, subjects.RUNTIME_RELEASE)
+        await self._bus.request(subject, HostContainer(id=container_id, run=run), Done)
+
+    async def remove(self, node: str, container_id: str) -> None:
+        """Remove everything of a container."""
+        subject = subjects.runtime(node, subjects.RUNTIME_REMOVE)
+        await self._bus.request(subject, HostContainer(id=container_id), Done)
+
+    async def size(self, node: str, container_id: str) -> ContainerSize:
+        """Bytes that a container has written, and of its root file system."""
+        subject = subjects.runtime(node, subjects.RUNTIME_SIZE)
+        return await self._bus.request(subject, HostContainer(id=container_id), ContainerSize)
+
+    async def report(self, node: str, timeout: float = 5.0) -> Report:
+        """Everything that is on a host."""
+        subject = subjects.agent(node, subjects.AGENT_REPORT)
+        return await self._bus.request(subject, Request(), Report, timeout=timeout)
+
+    async def remove_layers(self, node: str, request: RemoveLayers) -> None:
+        """Free the layers of an image that no other image uses."""
+        subject = subjects.runtime(node, subjects.RUNTIME_IMAGE_REMOVE)
+        await self._bus.request(subject, request, Done)

@@ -1,0 +1,241 @@
+"""Images and references: adding, tagging, removing, by Docker's rules.
+
+What a command comes to is decided first and written down as an `ImageChange`; then it is
+carried out step by step. A replica that dies in between leaves the change, and whoever finds
+it carries it out from the beginning: every step can be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from mooring.kit import faults, references
+from mooring.kit.errors import Conflict, InvalidParameter, NotFound
+from mooring.kit.models.base import Done
+from mooring.kit.models.container import ContainerRecord, Event, State
+from mooring.kit.models.image import (
+    AddImage,
+    ImageChange,
+    ImageRecord,
+    ImageRemoved,
+    ReferenceRecord,
+    RemoveImage,
+    RemoveLayers,
+    TagImage,
+)
+from mooring.kit.store import key_for
+
+from .engine import Engine
+from .find_image import find_image, image_key, references_of
+from .image_rules import check_removable, is_one_repository, removal_conflict
+from .states import LIVE
+from .table import Row
+
+
+class ImageHandlers:
+    """add, tag, remove, and finishing what was decided."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # --- add, tag ---
+
+    async def add(self, request: AddImage) -> Done:
+        """A worker has unpacked an image: record it and tag it."""
+        now = time.time_ns()
+        image = request.image
+        known = self._engine.images.get(image_key(image.id))
+        if known is not None:
+            image = _merged(known.record, image)
+        tags = [references.normalize(text) for text in request.references]
+        happenings = [(request.action, image.id)] if request.action else []
+        if request.action == "import":
+            happenings += [("tag", references.familiar(tag)) for tag in tags]
+        change = ImageChange(
+            id=request.request_id,
+            add=image.model_copy(update={"added_ns": image.added_ns or now}),
+            tag=[ReferenceRecord(reference=t, image_id=image.id, tagged_ns=now) for t in tags],
+        )
+        return Done(revision=await self._carry_out(change, image, happenings))
+
+    async def tag(self, request: TagImage) -> Done:
+        """Make a reference name an image; it may have named another one."""
+        reference = references.parse(request.reference)
+        if reference.digest:
+            raise InvalidParameter("refusing to create a tag with a digest reference")
+        if reference.domain == references.DEFAULT_DOMAIN and reference.familiar_name in (
+            "sha256",
+            "sha384",
+            "sha512",
+        ):
+            raise InvalidParameter(
+                f"invalid reference format: {reference.familiar_name} is a digest algorithm"
+            )
+        reference = reference.tagged()
+        image = find_image(self._engine, request.image)
+        record = ReferenceRecord(
+            reference=str(reference), image_id=image.id, tagged_ns=time.time_ns()
+        )
+        change = ImageChange(id=request.request_id, tag=[record])
+        return Done(revision=await self._carry_out(change, image, [("tag", reference.familiar())]))
+
+    # --- remove ---
+
+    async def remove(self, request: RemoveImage) -> ImageRemoved:
+        """Untag, and delete when the last reference goes; Conflict while it is used."""
+        if not request.image.strip():
+            raise InvalidParameter("image name cannot be blank")
+        image = find_image(self._engine, request.image)
+        tags = references_of(self._engine, image.id)
+        users = self._users(image.id)
+        named = self._named(request.image, image)
+        if named is not None:
+            untag = self._untag_one(image, named, tags, users, force=request.force)
+            delete = len(untag) == len(tags) and removal_conflict(users, force=False) is None
+        else:
+            check_removable(image.id, tags, users, force=request.force)
+            untag, delete = tags, True
+        return await self._remove(request.request_id, image, untag, delete=delete)
+
+    def _named(self, text: str, image: ImageRecord) -> ReferenceRecord | None:
+        """The reference that the user gave; None if it was an id."""
+        if references.is_image_id(text):
+            return None
+        with contextlib.suppress(InvalidParameter):
+            key = key_for(references.normalize(text))
+            row = self._engine.references.get(key)
+            if row is not None and row.record.image_id == image.id:
+                return row.record
+        return None
+
+    def _untag_one(
+        self,
+        image: ImageRecord,
+        named: ReferenceRecord,
+        tags: list[ReferenceRecord],
+        users: list[ContainerRecord],
+        *,
+        force: bool,
+    ) -> list[ReferenceRecord]:
+        if is_one_repository(tags) and users and not force:
+            shown = references.familiar(named.reference)
+            raise Conflict(
+                f'conflict: unable to remove repository reference "{shown}" (must force) - '
+                f"container {users[0].id[:12]} is using its referenced image "
+                f"{image_key(image.id)[:12]}"
+            )
+        name = references.parse(named.reference).name
+        rest = [tag for tag in tags if tag.reference != named.reference]
+        same = [tag for tag in rest if references.parse(tag.reference).name == name]
+        if any(not references.parse(tag.reference).digest for tag in same):
+            return [named]
+        # What is left of this repository are digests: they go with its last tag.
+        return [named, *same]
+
+    async def _remove(
+        self, command: str, image: ImageRecord, untag: list[ReferenceRecord], *, delete: bool
+    ) -> ImageRemoved:
+        result = ImageRemoved(untagged=[references.familiar(tag.reference) for tag in untag])
+        happenings = [("untag", image.id) for _ in untag]
+        if delete:
+            happenings.append(("delete", image.id))
+            kept = set(self._chains_of_others(image.id))
+            chains = [layer.chain_id for layer in reversed(image.layers)]
+            result.deleted = [image.id, *(chain for chain in chains if chain not in kept)]
+        change = ImageChange(id=command, untag=untag, delete=image if delete else None)
+        result.revision = await self._carry_out(change, image, happenings)
+        return result
+
+    def _users(self, image_id: str) -> list[ContainerRecord]:
+        """The containers of an image, running ones first."""
+        users = [
+            record
+            for record in self._engine.containers.records()
+            if record.image_id == image_id and record.state is not State.REMOVED
+        ]
+        return sorted(users, key=lambda record: record.state not in LIVE)
+
+    def _chains_of_others(self, image_id: str) -> Iterable[str]:
+        for image in self._engine.images.records():
+            if image.id != image_id:
+                yield from (layer.chain_id for layer in image.layers)
+
+    # --- carrying out ---
+
+    async def _carry_out(
+        self, change: ImageChange, image: ImageRecord, happenings: list[tuple[str, str]]
+    ) -> int:
+        now = time.time_ns()
+        change.owner, change.decided_ns = self._engine.owner, now
+        labels: dict[str, str] = image.config.get("Labels") or {}
+        change.events = [
+            Event(
+                id=f"{image_key(image.id)}.{change.id}.{number}",
+                type="image",
+                action=action,
+                actor=image.id,
+                attributes={**labels, "name": name},
+                time_ns=now + number,
+            )
+            for number, (action, name) in enumerate(happenings)
+        ]
+        key = key_for(change.id)
+        with self._engine.holding(key):
+            try:
+                row = await self._engine.changes.create(key, change)
+            except Conflict:
+                # The same request again, before it had been carried out.
+                row = await self._engine.changes.fetch(key)
+            faults.point("lifecycle.image.decided")
+            return await self.finish(row)
+
+    async def finish(self, row: Row[ImageChange]) -> int:
+        """Carry out a change that was decided; the highest revision it caused."""
+        engine, change = self._engine, row.record
+        revision = 0
+        if change.add is not None:
+            added = await engine.images.put(image_key(change.add.id), change.add)
+            revision = added.revision
+        for tag in change.tag:
+            revision = (await engine.references.put(key_for(tag.reference), tag)).revision
+        for tag in change.untag:
+            revision = max(revision, await self._untag(tag))
+        faults.point("lifecycle.image.tagged")
+        if change.delete is not None:
+            revision = await engine.images.delete(image_key(change.delete.id))
+            faults.point("lifecycle.image.deleted")
+            await self._free_layers(change.delete)
+        for event in change.events:
+            await engine.events.publish(event.actor, event)
+        faults.point("lifecycle.image.published")
+        await engine.changes.delete(row.key)
+        return revision
+
+    async def _untag(self, tag: ReferenceRecord) -> int:
+        """Delete a reference unless it names another image by now."""
+        table, key = self._engine.references, key_for(tag.reference)
+        with contextlib.suppress(NotFound, Conflict):
+            row = await table.fetch(key)
+            if row.record.image_id == tag.image_id:
+                return await table.delete(key, row.revision)
+        return 0
+
+    async def _free_layers(self, image: ImageRecord) -> None:
+        keep = sorted(set(self._chains_of_others(image.id)))
+        for node in image.nodes or [n.id for n in self._engine.nodes.records()]:
+            request = RemoveLayers(image=image, keep=keep)
+            with contextlib.suppress(NotFound):
+                await self._engine.hosts.remove_layers(node, request)
+
+
+def _merged(known: ImageRecord, new: ImageRecord) -> ImageRecord:
+    """The image again, perhaps from another host or another registry."""
+    return new.model_copy(
+        update={
+            "added_ns": known.added_ns,
+            "nodes": sorted({*known.nodes, *new.nodes}),
+            "repo_digests": sorted({*known.repo_digests, *new.repo_digests}),
+        }
+    )
