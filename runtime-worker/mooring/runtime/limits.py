@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from mooring.kit.errors import InvalidParameter
 from mooring.kit.models.container import BlkioDevice, HostConfig
+from mooring.kit.resources import check_resources
 
 INFINITY: Final = (1 << 64) - 1
 """RLIM_INFINITY as OCI writes it."""
@@ -32,6 +33,8 @@ def resources(
     host: HostConfig, facts: HostFacts, number: Callable[[str], tuple[int, int]]
 ) -> tuple[dict[str, Any], list[str]]:
     """`linux.resources` without devices, and warnings. number: (major, minor) of a device path."""
+    # Checked at the create without knowing the host: now its number of CPUs is known.
+    check_resources(host, facts.cpus)
     warnings: list[str] = []
     result: dict[str, Any] = {}
     if memory := _memory(host, facts, warnings):

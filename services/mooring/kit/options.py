@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from . import capabilities, mountspecs
 from .errors import InvalidParameter, NotSupported
@@ -33,12 +35,21 @@ _NAMESPACED_KERNEL = frozenset(
 )
 
 
-def check(config: ContainerConfig, host: HostConfig, *, cpus: int = 0) -> list[str]:
+def check(
+    config: ContainerConfig,
+    host: HostConfig,
+    *,
+    cpus: int = 0,
+    networking: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Warnings for what will be adjusted; InvalidParameter or NotSupported for what cannot be.
 
-    cpus is how many the chosen host has, 0 when that is not known.
+    cpus is how many the chosen host has, 0 when that is not known. networking is
+    NetworkingConfig.EndpointsConfig as given.
     """
     _unsupported(host)
+    warnings = _check_ports(host)
+    _check_endpoints(networking or {})
     _check_config(config)
     _check_modes(config, host)
     _check_policy(host)
@@ -47,7 +58,7 @@ def check(config: ContainerConfig, host: HostConfig, *, cpus: int = 0) -> list[s
     _check_sysctls(host)
     mountspecs.all_mounts(host, config.volumes or ())
     log_limits(host.log_config)
-    return check_resources(host, cpus)
+    return warnings + check_resources(host, cpus)
 
 
 def container_of(mode: str) -> str:
@@ -123,6 +134,33 @@ def _unsupported(host: HostConfig) -> None:
     ):
         if value:
             raise NotSupported(f"option {option} is not supported yet")
+
+
+def _check_ports(host: HostConfig) -> list[str]:
+    wanted = bool(host.port_bindings) or host.publish_all_ports
+    if not wanted or host.network_mode.startswith("container:"):
+        return []
+    if host.network_mode == "host":
+        return ["Published ports are discarded when using host network mode"]
+    if host.network_mode == "none":
+        return []
+    raise NotSupported("publishing ports (PortBindings, PublishAllPorts) is not supported yet")
+
+
+def _check_endpoints(networking: Mapping[str, Any]) -> None:
+    """What an endpoint of the default networks cannot have, in Docker's words."""
+    for name, endpoint in networking.items():
+        if not isinstance(endpoint, dict):
+            continue
+        address = endpoint.get("IPAMConfig") or {}
+        if any(address.get(key) for key in ("IPv4Address", "IPv6Address", "LinkLocalIPs")):
+            raise InvalidParameter(
+                "invalid endpoint settings: user specified IP address is supported on user defined"
+                f" networks only ({name})"
+            )
+        for option in ("Links", "DriverOpts", "MacAddress"):
+            if endpoint.get(option):
+                raise NotSupported(f"endpoint option {option} is not supported yet ({name})")
 
 
 def _check_config(config: ContainerConfig) -> None:

@@ -1,0 +1,139 @@
+"""What `-v`, `--mount` and `--tmpfs` mean, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mooring.kit.errors import EngineError, InvalidParameter, NotSupported
+from mooring.kit.models.container import HostConfig
+from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts, bind, tmpfs
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("/a:/b", Bind("/a", "/b")),
+        ("/a/../c/:/b//d/", Bind("/c", "/b/d")),
+        ("/a:/b:ro", Bind("/a", "/b", "ro", read_only=True)),
+        ("/a:/b:rw,rshared,z", Bind("/a", "/b", "rw,rshared,z", propagation="rshared")),
+        ("/a:/b:slave", Bind("/a", "/b", "slave", propagation="slave")),
+    ],
+)
+def test_a_bind(spec: str, expected: Bind) -> None:
+    assert bind(spec) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "words"),
+    [
+        ("", InvalidParameter, "invalid volume specification: ''"),
+        ("/a:", InvalidParameter, "invalid volume specification: '/a:'"),
+        ("/a:/b:ro:x", InvalidParameter, "invalid volume specification: '/a:/b:ro:x'"),
+        ("/a:ro", InvalidParameter, "invalid volume specification: '/a:ro'"),
+        ("/a:/b:nope", InvalidParameter, "invalid mode: nope"),
+        ("/a:/b:ro,rw", InvalidParameter, "invalid mode: ro,rw"),
+        ("/a:b", InvalidParameter, "mount path must be absolute"),
+        ("/a:/", InvalidParameter, "destination can't be '/'"),
+        ("/a:/b/..", InvalidParameter, "destination can't be '/'"),
+        ("../a:/b", InvalidParameter, "includes invalid characters for a local volume name"),
+        ("data:/b", NotSupported, "volumes are not supported yet: data:/b"),
+        ("/b", NotSupported, "volumes are not supported yet: /b"),
+    ],
+)
+def test_a_bind_that_is_refused(spec: str, error: type[EngineError], words: str) -> None:
+    with pytest.raises(error) as caught:
+        bind(spec)
+    assert words in caught.value.message
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", ("noexec", "nosuid", "nodev")),
+        ("size=1m,mode=700", ("noexec", "nosuid", "nodev", "size=1m", "mode=700")),
+        ("exec", ("nosuid", "nodev", "exec")),
+        ("ro,dev,suid,exec", ("ro", "dev", "suid", "exec")),
+    ],
+)
+def test_a_tmpfs(options: str, expected: tuple[str, ...]) -> None:
+    assert tmpfs("/t", options) == Tmpfs("/t", expected)
+
+
+@pytest.mark.parametrize("options", ["bogus", "size", "upperdir=/etc", "noexec=1"])
+def test_a_tmpfs_option_that_does_not_exist_is_refused(options: str) -> None:
+    with pytest.raises(InvalidParameter, match="invalid tmpfs option"):
+        tmpfs("/t", options)
+
+
+def host(**fields: Any) -> HostConfig:
+    return HostConfig.model_validate(fields)
+
+
+def test_parents_are_mounted_before_what_lies_below_them() -> None:
+    mounts = all_mounts(host(Binds=["/x:/a/b/c", "/y:/a"], Tmpfs={"/a/b": ""}))
+    assert [mount.destination for mount in mounts] == ["/a", "/a/b", "/a/b/c"]
+
+
+def test_one_place_is_mounted_once() -> None:
+    wanted = host(Binds=["/x:/a"], Mounts=[{"Type": "bind", "Source": "/y", "Target": "/a/"}])
+    with pytest.raises(InvalidParameter, match="Duplicate mount point: /a"):
+        all_mounts(wanted)
+
+
+def test_a_volume_of_the_image_gives_way_to_the_users_mount() -> None:
+    assert len(all_mounts(host(Binds=["/x:/data"]), ["/data/"])) == 1
+    with pytest.raises(NotSupported, match="volumes are not supported yet: /data"):
+        all_mounts(host(), ["/data"])
+
+
+@pytest.mark.parametrize(
+    ("mount", "words"),
+    [
+        ({"Type": "bind", "Target": "/a"}, "field Source must not be empty"),
+        ({"Type": "bind", "Source": "a", "Target": "/a"}, "mount path must be absolute"),
+        ({"Type": "bind", "Source": "/a"}, "field Target must not be empty"),
+        ({"Type": "bind", "Source": "/a", "Target": "a"}, "mount path must be absolute"),
+        ({"Type": "bind", "Source": "/a", "Target": "/"}, "destination can't be '/'"),
+        (
+            {"Type": "bind", "Source": "/a", "Target": "/a", "BindOptions": {"Propagation": "x"}},
+            "invalid propagation mode: x",
+        ),
+        (
+            {"Type": "bind", "Source": "/a", "Target": "/a", "TmpfsOptions": {}},
+            "TmpfsOptions must not be specified",
+        ),
+        ({"Type": "tmpfs", "Source": "/a", "Target": "/a"}, "Source must not be specified"),
+        (
+            {"Type": "tmpfs", "Target": "/a", "TmpfsOptions": {"SizeBytes": -1}},
+            "invalid SizeBytes",
+        ),
+        ({"Type": "tmpfs", "Target": "/a", "TmpfsOptions": {"Mode": "x"}}, "invalid Mode"),
+        ({"Type": "sandwich", "Target": "/a"}, 'mount type unknown: "sandwich"'),
+    ],
+)
+def test_a_mount_that_is_refused(mount: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        all_mounts(host(Mounts=[mount]))
+    assert words in caught.value.message
+
+
+def test_a_tmpfs_of_mounts_has_its_size_and_mode() -> None:
+    options = {"SizeBytes": 1048576, "Mode": 0o700, "Options": [["exec"]]}
+    [mount] = all_mounts(host(Mounts=[{"Type": "tmpfs", "Target": "/t", "TmpfsOptions": options}]))
+    assert isinstance(mount, Tmpfs)
+    assert mount.options == ("nosuid", "nodev", "size=1048576", "mode=700")
+
+
+def test_read_only_binds_are_read_only_all_the_way_down_unless_told_otherwise() -> None:
+    def one(**options: bool) -> Bind:
+        given = {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True}
+        [mount] = all_mounts(host(Mounts=[{**given, "BindOptions": options}]))
+        assert isinstance(mount, Bind)
+        return mount
+
+    assert one().read_only_recursive
+    assert not one(ReadOnlyNonRecursive=True).read_only_recursive
+    assert not one(NonRecursive=True).recursive
