@@ -1,10 +1,10 @@
-"""An agent in the test's own process, the facts that it tells, and shims that the test speaks for."""
+"""An agent in the test's own process, the facts it tells, and shims that the test speaks for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 import pytest
@@ -102,8 +102,5 @@ async def shim(settings: Settings) -> AsyncIterator[Shims]:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until something is true."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - files and foreign processes set no event
             await asyncio.sleep(0.001)
-
-
-Handler = Callable[[Model], Awaitable[Model]]

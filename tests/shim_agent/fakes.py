@@ -17,6 +17,9 @@ from mooring.shim.frames import HEADER, MAGIC, RUN_BEGINS, RUN_ENDS, STDOUT, seg
 
 CONTAINER = "c0ffee" * 10 + "beef"
 
+NOBODY = (1 << 22) + 1
+"""A pid beyond the kernel's largest."""
+
 
 def start_time(pid: int) -> int:
     """Field 22 of /proc/<pid>/stat."""
@@ -198,9 +201,10 @@ class FakeShim:
                 self.stdin += data[skipped:]
                 return {"offset": len(self.stdin), "closed": bool(message.get("eof"))}
             case "exec":
-                (self.directory / "execs" / message["exec"] / "log").mkdir(parents=True)
-                self._execs[message["exec"]] = 4321
-                return {"pid": 4321}
+                log = self.directory / "execs" / message["exec"] / "log"
+                log.mkdir(parents=True, exist_ok=True)
+                self._execs[message["exec"]] = NOBODY
+                return {"pid": NOBODY}
             case "pids":
                 return {"pids": [os.getpid()]}
             case "stats":

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 2.0
 """How long a container's exit is held back for readers of an exec's last output."""
+HEALTH_PREFIX = "health."
+"""Of the ids of execs that are health checks: nobody is told of their ends."""
 UNREAD_SECONDS = 60.0
 """How long the output of an exec that ended waits for its first reader."""
 
@@ -76,6 +78,8 @@ class Exits:
         entry.pid = pid or entry.pid
         run.container.changed.fire()
         entry.watch.fire()
+        if id_.startswith(HEALTH_PREFIX):
+            return
         self._work.start(self._publish_exec(run, id_, entry), name=f"exec exit {id_}")
 
     def exec_failed(self, run: Run, id_: str, error: str, exit_code: int) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import orphans, rundir
@@ -39,6 +39,8 @@ class Shims:
         self._work = work
         self._connected: dict[Channel, Run] = {}
         self._listener: socket.socket | None = None
+        self.on_begun: Callable[[Run], None] = lambda run: None
+        """Called for every run that has begun or was found again."""
 
     def listen(self) -> None:
         """Take `agent.sock` over: from here on new shims reach this agent."""
@@ -163,6 +165,7 @@ class Shims:
             entry.started = True
         self._look_for_execs(run)
         run.changed()
+        self.on_begun(run)
 
     def _look_for_execs(self, run: Run) -> None:
         """Execs whose exit was written while no agent listened."""
@@ -205,7 +208,8 @@ class Shims:
             # Read after that: a shim that is gone has written all it was ever going to write.
             if (ended := rundir.read_exit(run.directory)) is not None:
                 self._ended(run, ended[0], acknowledged=ended[1])
-            elif not lives and self._never_ran(run, record):
+            elif not lives and rundir.read_shim(run.directory) is None:
+                # Its program was never executed: the worker is told, and undoes such a start.
                 self._drop(run)
                 return
             elif not lives:
@@ -213,12 +217,6 @@ class Shims:
             elif not await self._connect(run):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
-
-    def _never_ran(self, run: Run, record: ShimRecord) -> bool:
-        """Whether a shim ended before its program was executed: the worker undoes such a start."""
-        if rundir.read_shim(run.directory) is None:
-            return True
-        return not os.path.exists(f"{run.directory}/executed") and not record.init.alive()
 
     def _drop(self, run: Run) -> None:
         if run.pidfd >= 0:
