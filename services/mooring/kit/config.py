@@ -128,9 +128,9 @@ class Settings(Model):
         return self.nats_credentials or self.state_dir / "secrets" / "nats.json"
 
     def environment(self) -> dict[str, str]:
-        """These settings as MOORING_* variables, without those at their default."""
-        changed = self.model_dump(mode="json", exclude_defaults=True)
-        return {f"MOORING_{name.upper()}": _as_text(value) for name, value in changed.items()}
+        """These settings as MOORING_* variables, all of them: no file can change any of them."""
+        values = self.model_dump(mode="json")
+        return {f"MOORING_{name.upper()}": _as_text(value) for name, value in values.items()}
 
 
 def parse_host(address: str) -> tuple[str, str, int]:
@@ -202,6 +202,8 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[str, dict[str, object
 def _as_text(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if value is None:
+        return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

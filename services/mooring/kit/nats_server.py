@@ -56,12 +56,12 @@ def prepare(state_dir: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
     The port is chosen once for a run directory and kept, so that clients find a restarted server.
     """
     credentials = _credentials(state_dir / "secrets" / "nats.json")
-    port = _port(run_dir / "nats.json")
+    chosen = _port(run_dir / "nats.json")
     directory = state_dir / "nats"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = directory / "nats.conf"
     text = _CONFIG.format(
-        port=port,
+        port=chosen,
         max_payload=MAX_PAYLOAD,
         user=json.dumps(credentials["user"]),
         password=json.dumps(credentials["password"]),
@@ -71,6 +71,12 @@ def prepare(state_dir: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
     # The Go runtime would let its heap grow to twice what lives before collecting.
     environment = {"GOGC": "50", "GOMAXPROCS": str(min(4, os.cpu_count() or 1))}
     return [binary(), "-c", str(config)], environment
+
+
+def port(run_dir: Path) -> int:
+    """The port that `prepare` chose."""
+    url: str = json.loads((run_dir / "nats.json").read_text())["url"]
+    return int(url.rpartition(":")[2])
 
 
 def _credentials(path: Path) -> dict[str, str]:

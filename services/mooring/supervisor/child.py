@@ -1,0 +1,182 @@
+"""One child process: started, watched, started again with back-off, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from enum import StrEnum
+
+from .notify import Notification
+from .programs import Program, become
+from .store import DescriptorStore
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
+"""Seconds; the first restart comes at once."""
+GOOD_LIFE = 10.0
+"""Seconds after which a life counts as good, and the next restart comes at once again."""
+READY_TIMEOUT = 60.0
+WATCHDOG = 30.0
+"""Seconds without a sign from a service's event loop until it is killed."""
+ABORT_TIMEOUT = 2.0
+STOP_TIMEOUT = 10.0
+_PROBE = 0.02
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    WAITING = "waiting"
+    """Died too often too soon: started again at `due`."""
+    STOPPED = "stopped"
+
+
+class Child:
+    """The life of one program. `tick` does what is due; the caller polls `pidfd` and the store."""
+
+    def __init__(
+        self, program: Program, notify: str, listeners: list[tuple[str, socket.socket]]
+    ) -> None:
+        self.program = program
+        self.name = program.name
+        self.state = State.STOPPED
+        self.pid = 0
+        self.pidfd = -1
+        self.start_time = 0
+        self.restarts = 0
+        self.status = ""
+        self.due: float | None = None
+        """When `tick` has something to do (monotonic)."""
+        self.store = DescriptorStore()
+        self._notify = notify
+        self._listeners = listeners if program.listens else []
+        self._born = 0.0
+        self._delay = 0.0
+        self._killing = False
+
+    def uptime(self) -> float:
+        """Seconds of the present life, 0 if there is none."""
+        return time.monotonic() - self._born if self.pid else 0.0
+
+    def start(self) -> None:
+        """Fork it."""
+        descriptors = [(name, made.fileno()) for name, made in self._listeners]
+        descriptors += self.store.items()
+        watchdog = 0.0 if self.program.command else WATCHDOG
+        pid = os.fork()
+        if pid == 0:
+            become(self.program, descriptors, self._notify, watchdog)
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.start_time = start_time(pid)
+        self.state = State.STARTING
+        self.status = ""
+        self._born = time.monotonic()
+        self._killing = False
+        self.due = self._born + (_PROBE if self.program.port else READY_TIMEOUT)
+
+    def notified(self, notification: Notification) -> None:
+        """What the child says of itself; the descriptors it sends are ours to keep or close."""
+        fields = notification.fields
+        if "FDSTORE" in fields:
+            name = fields.get("FDNAME", "stored")
+            if not self.store.add(name, notification.descriptors):
+                logger.warning("%s stores too many descriptors, %s refused", self.name, name)
+        else:
+            for descriptor in notification.descriptors:
+                os.close(descriptor)
+        if "FDSTOREREMOVE" in fields:
+            self.store.remove(fields.get("FDNAME", "stored"))
+        if "STATUS" in fields:
+            self.status = fields["STATUS"]
+        if fields.get("READY") == "1" and self.state is State.STARTING:
+            self._ready()
+        if fields.get("WATCHDOG") == "1" and self.state is State.READY:
+            self.due = time.monotonic() + WATCHDOG
+
+    def stop(self) -> None:
+        """Ask it to end; killed if it has not after STOP_TIMEOUT."""
+        if self.state is State.WAITING:
+            self.state, self.due = State.STOPPED, None
+        if not self.pid or self.state is State.STOPPING:
+            return
+        self.state = State.STOPPING
+        self.due = time.monotonic() + STOP_TIMEOUT
+        self._signal(signal.SIGTERM)
+        # It may have been stopped (SIGSTOP); only a running process can end by itself.
+        self._signal(signal.SIGCONT)
+
+    def exited(self) -> None:
+        """Its pidfd is readable: collect it, and decide when it is started again."""
+        _, status = os.waitpid(self.pid, 0)
+        life = self.uptime()
+        os.close(self.pidfd)
+        self.pid, self.pidfd = 0, -1
+        if self.state is State.STOPPING:
+            self.state, self.due = State.STOPPED, None
+            return
+        logger.warning("%s %s after %.1f s, starting it again", self.name, how(status), life)
+        self.restarts += 1
+        if life >= GOOD_LIFE:
+            self._delay = 0.0
+        self.state = State.WAITING
+        self.due = time.monotonic() + self._delay
+        self._delay = min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
+
+    def tick(self) -> None:
+        """Do what is due."""
+        if self.state is State.WAITING:
+            self.start()
+        elif self.state is State.STARTING and self.program.port:
+            self._probe()
+        elif self.state is State.STOPPING or self._killing:
+            self._signal(signal.SIGKILL)
+            self.due = None
+        elif self.state in (State.STARTING, State.READY):
+            logger.error("%s does not answer, ending it", self.name)
+            # The core dump of SIGABRT tells where it hung.
+            self._signal(signal.SIGABRT)
+            self._killing = True
+            self.due = time.monotonic() + ABORT_TIMEOUT
+
+    def _probe(self) -> None:
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            try:
+                probe.connect(("127.0.0.1", self.program.port))
+            except OSError:
+                if self.uptime() > READY_TIMEOUT:
+                    self._signal(signal.SIGKILL)
+                self.due = time.monotonic() + _PROBE
+            else:
+                self._ready()
+
+    def _ready(self) -> None:
+        self.state = State.READY
+        self.due = None if self.program.command else time.monotonic() + WATCHDOG
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+
+def how(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/<pid>/stat: with the pid it names a process for ever; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

@@ -1,0 +1,64 @@
+"""The receiving side of sd_notify: READY, STOPPING, WATCHDOG, STATUS, FDSTORE, FDSTOREREMOVE."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+_CREDENTIALS = struct.Struct("3i")
+_MAX_DESCRIPTORS = 253
+"""SCM_MAX_FD: more never travel in one message."""
+
+
+@dataclass(frozen=True)
+class Notification:
+    """What one process said, with the descriptors it sent (to be closed by whoever gets this)."""
+
+    pid: int
+    fields: dict[str, str]
+    descriptors: list[int]
+
+
+def bind(path: str) -> socket.socket:
+    """The socket that our children notify."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    previous = os.umask(0o177)
+    try:
+        made.bind(path)
+    finally:
+        os.umask(previous)
+    # The kernel adds who sent a message: nobody can speak for another.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return made
+
+
+def receive(notified: socket.socket) -> Notification | None:
+    """The next message, or None if there is none."""
+    space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
+    try:
+        data, ancillary, _, _ = notified.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        return None
+    pid = 0
+    descriptors: list[int] = []
+    for level, kind, content in ancillary:
+        if level != socket.SOL_SOCKET:
+            continue
+        if kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            descriptors.extend(numbers)
+        elif kind == socket.SCM_CREDENTIALS:
+            pid = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
+    fields = {}
+    for line in data.decode(errors="replace").split("\n"):
+        name, separator, value = line.partition("=")
+        if separator:
+            fields[name] = value
+    return Notification(pid, fields, descriptors)

@@ -1,0 +1,266 @@
+"""The supervisor of an embedded engine: one loop over its children, their messages and its clients.
+
+It speaks systemd's protocols to the services, so they are the same programs in both modes. It holds
+what must outlive a service: the listening sockets and the descriptors that services stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mooring.kit.config import Settings
+
+from . import leftovers, notify, sockets
+from .child import Child, State, start_time
+from .programs import programs
+
+logger = logging.getLogger(__name__)
+
+CLIENTS = 64
+"""Connections to supervisor.sock at a time."""
+_MAX_LINE = 4096
+
+
+class Supervisor:
+    """Runs the engine until it is told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._run_dir = settings.run_dir
+        self._selector = selectors.DefaultSelector()
+        self._children: list[Child] = []
+        self._stopping = False
+        self._started = time.time()
+        self._written = ""
+        self._buffers: dict[socket.socket, bytes] = {}
+        self._cleanup = contextlib.ExitStack()
+
+    def run(self) -> None:
+        """Start everything, keep it running, stop it when asked to. AlreadyRunning, OSError."""
+        with self._cleanup:
+            self._prepare()
+            for child in self._children:
+                self._start(child)
+            self._record()
+            while not self._stopping or any(child.pid for child in self._children):
+                self._step()
+            with contextlib.suppress(FileNotFoundError):
+                (self._run_dir / "supervisor.json").unlink()
+
+    def _prepare(self) -> None:
+        settings, on_exit = self._settings, self._cleanup
+        self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for directory in (settings.state_dir, self._run_dir):
+            on_exit.callback(os.close, leftovers.lock(directory))
+        if ended := leftovers.end(self._run_dir / "supervisor.json"):
+            logger.info("ended what another supervisor left running: %s", ", ".join(ended))
+        listeners = sockets.listen(settings.host)
+        on_exit.callback(sockets.close, settings.host, listeners)
+
+        path = str(self._run_dir / "notify.sock")
+        notified = on_exit.enter_context(notify.bind(path))
+        on_exit.callback(_unlink, path)
+        self._watch(notified, lambda: self._notified(notified))
+        self._children = [Child(program, path, listeners) for program in programs(settings)]
+        for child in self._children:
+            self._watch(child.store, child.store.poll)
+        self._listen_for_clients()
+        self._listen_for_signals()
+
+    # --- the loop ---
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        dues = [child.due for child in self._children if child.due is not None]
+        timeout = max(0.0, min(dues) - now) if dues else None
+        for key, _ in self._selector.select(timeout):
+            act: Callable[[], None] = key.data
+            act()
+        now = time.monotonic()
+        for child in self._children:
+            if self._stopping and child.state is State.WAITING:
+                child.stop()
+            elif child.due is not None and child.due <= now:
+                before = child.pid
+                child.tick()
+                if child.pid and child.pid != before:
+                    self._watch_exit(child)
+        if self._stopping:
+            self._stop_next()
+        self._record()
+
+    def _start(self, child: Child) -> None:
+        child.start()
+        self._watch_exit(child)
+
+    def _watch_exit(self, child: Child) -> None:
+        self._watch(child.pidfd, lambda: self._exited(child))
+
+    def _watch(self, source: Any, act: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, act)
+
+    def _exited(self, child: Child) -> None:
+        self._selector.unregister(child.pidfd)
+        child.exited()
+
+    def _notified(self, notified: socket.socket) -> None:
+        while (message := notify.receive(notified)) is not None:
+            for child in self._children:
+                if child.pid == message.pid:
+                    child.notified(message)
+                    break
+            else:
+                for descriptor in message.descriptors:
+                    os.close(descriptor)
+
+    def _stop_next(self) -> None:
+        """In the reverse order of starting, each when the one before has ended; the bus last."""
+        for child in reversed(self._children):
+            child.stop()
+            if child.pid:
+                return
+
+    # --- signals ---
+
+    def _listen_for_signals(self) -> None:
+        reading, writing = socket.socketpair()
+        for end in (reading, writing):
+            end.setblocking(False)
+            self._cleanup.enter_context(end)
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._cleanup.callback(signal.set_wakeup_fd, -1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self._watch(reading, lambda: self._signalled(reading))
+
+    def _signalled(self, reading: socket.socket) -> None:
+        numbers = reading.recv(256)
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            logger.info("stopping the services; containers go on")
+            self._stopping = True
+
+    # --- supervisor.sock ---
+
+    def _listen_for_clients(self) -> None:
+        path = str(self._run_dir / "supervisor.sock")
+        _unlink(path)
+        listening = self._cleanup.enter_context(socket.socket(socket.AF_UNIX))
+        previous = os.umask(0o177)
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(previous)
+        self._cleanup.callback(_unlink, path)
+        listening.listen(CLIENTS)
+        listening.setblocking(False)
+        self._watch(listening, lambda: self._accept(listening))
+
+    def _accept(self, listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        client.setblocking(False)
+        if len(self._buffers) >= CLIENTS:
+            client.close()
+            return
+        self._buffers[client] = b""
+        self._watch(client, lambda: self._read(client))
+
+    def _read(self, client: socket.socket) -> None:
+        try:
+            data = client.recv(_MAX_LINE)
+        except OSError:
+            data = b""
+        *lines, rest = (self._buffers[client] + data).split(b"\n")
+        if not data or len(rest) > _MAX_LINE:
+            self._forget(client)
+            return
+        self._buffers[client] = rest
+        for line in lines:
+            try:
+                # An answer is a few KiB: it fits into the socket's buffer, or the client is gone.
+                client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
+            except OSError:
+                self._forget(client)
+                return
+
+    def _forget(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        del self._buffers[client]
+        client.close()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            operation = json.loads(line)["op"]
+        except (ValueError, KeyError, TypeError):
+            return {"ok": False, "error": "not a request: one JSON object with an op to a line"}
+        if operation == "status":
+            return {"ok": True, **self.describe()}
+        if operation == "stop":
+            self._stopping = True
+            return {"ok": True, "pid": os.getpid()}
+        return {"ok": False, "error": f"unknown op {operation!r}"}
+
+    # --- what others may know ---
+
+    def describe(self) -> dict[str, Any]:
+        """The state of everything, as `mooring status` shows it."""
+        return {
+            "version": 1,
+            "pid": os.getpid(),
+            "start": start_time(os.getpid()),
+            "started": self._started,
+            "instance": self._settings.instance,
+            "node_id": self._settings.node_id,
+            "state_dir": str(self._settings.state_dir),
+            "run_dir": str(self._run_dir),
+            "hosts": self._settings.host,
+            "state": "stopping" if self._stopping else self._state(),
+            "services": [
+                {
+                    "name": child.name,
+                    "pid": child.pid,
+                    "start": child.start_time,
+                    "state": str(child.state),
+                    "uptime": round(child.uptime(), 3),
+                    "restarts": child.restarts,
+                    "status": child.status,
+                    "stored": len(child.store),
+                }
+                for child in self._children
+            ],
+        }
+
+    def _state(self) -> str:
+        ready = all(child.state is State.READY for child in self._children)
+        return "ready" if ready else "starting"
+
+    def _record(self) -> None:
+        """Keep supervisor.json true: by it, our successor finds what we leave if we are killed."""
+        content = self.describe()
+        for service in content["services"]:
+            del service["uptime"], service["status"], service["stored"]
+        text = json.dumps(content)
+        if text != self._written:
+            path = self._run_dir / "supervisor.json"
+            _write(path, text)
+            self._written = text
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    os.rename(temporary, path)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

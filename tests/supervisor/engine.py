@@ -1,0 +1,15 @@
+"""`python -m tests.supervisor.engine`: a supervisor of the small services in this folder."""
+
+import os
+
+from mooring.supervisor import __main__, child, programs
+
+child.WATCHDOG = float(os.environ.get("MOORING_TEST_WATCHDOG", "30"))
+
+programs.SERVICES = {
+    "worker": "tests.supervisor.worker",
+    "gateway": "tests.supervisor.gateway",
+}
+
+if __name__ == "__main__":
+    __main__.main()

@@ -1,0 +1,197 @@
+"""A real supervisor with small services: restarts, sockets and descriptors that survive, the end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring.kit.config import Settings, load
+from mooring.supervisor import control
+
+
+class Engine:
+    """One supervisor in directories of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings: Settings = load(
+            {"state_dir": folder / "state", "run_dir": folder / "run"}, environ={}
+        )
+        self.socket = str(folder / "run" / "docker.sock")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.settings.run_dir.mkdir(exist_ok=True)
+        with (self.settings.run_dir / "mooring.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.supervisor.engine"],
+                env={**os.environ, **self.settings.environment()},
+                stdout=log,
+                stderr=log,
+            )
+        self.until(lambda status: status["state"] == "ready")
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                status = control.status(self.settings.run_dir)
+                if condition(status):
+                    return status
+            except control.NotRunning:
+                status = {}
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{status}\n{self.log()}")
+            time.sleep(0.01)
+
+    def log(self) -> str:
+        return (self.settings.run_dir / "mooring.log").read_text()
+
+    def service(self, name: str) -> dict[str, Any]:
+        listed = control.status(self.settings.run_dir)["services"]
+        return next(item for item in listed if item["name"] == name)
+
+    def ask(self, word: bytes = b"hello") -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(self.socket)
+            client.sendall(word)
+            answer: dict[str, Any] = json.loads(client.makefile().readline())
+            return answer
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(30)
+            self.process = None
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def test_services_are_ready_and_serve_with_the_settings_they_were_given(engine: Engine) -> None:
+    status = control.status(engine.settings.run_dir)
+    assert [item["name"] for item in status["services"]] == ["nats", "worker", "gateway"]
+    assert engine.service("gateway")["status"] == "serving"
+    assert engine.ask()["node"] == engine.settings.node_id
+
+
+def test_a_killed_service_is_back_and_the_clients_that_waited_are_answered(engine: Engine) -> None:
+    before = engine.ask()["pid"]
+    os.kill(before, signal.SIGSTOP)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(engine.socket)
+        client.sendall(b"hello")
+        os.kill(before, signal.SIGKILL)
+        client.settimeout(20)
+        after = json.loads(client.makefile().readline())["pid"]
+    assert after != before
+    assert engine.service("gateway")["restarts"] == 1
+
+
+def test_a_stored_descriptor_is_handed_to_the_next_life(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(engine.socket)
+        client.sendall(b"keep")
+        lines = client.makefile()
+        first = json.loads(lines.readline())
+        assert first["stored"] == []
+        engine.until(lambda _: engine.service("gateway")["stored"] == 1)
+        os.kill(first["pid"], signal.SIGKILL)
+        assert lines.readline() == "again\n"
+        assert lines.readline() == ""
+    engine.until(lambda _: engine.service("gateway")["stored"] == 0)
+
+
+def test_a_stored_descriptor_whose_other_end_is_gone_is_dropped(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(engine.socket)
+        client.sendall(b"keep")
+        engine.until(lambda _: engine.service("gateway")["stored"] == 1)
+    engine.until(lambda _: engine.service("gateway")["stored"] == 0)
+
+
+def test_a_service_that_dies_again_and_again_is_started_ever_more_slowly(engine: Engine) -> None:
+    crash = engine.settings.run_dir / "crash"
+    crash.touch()
+    os.kill(engine.service("worker")["pid"], signal.SIGKILL)
+    engine.until(lambda _: engine.service("worker")["restarts"] >= 4)
+    assert engine.ask()["pid"]
+    crash.unlink()
+    engine.until(lambda _: engine.service("worker")["state"] == "ready")
+
+
+def test_a_killed_bus_comes_back_at_its_address(engine: Engine) -> None:
+    url = (engine.settings.run_dir / "nats.json").read_text()
+    old = engine.service("nats")["pid"]
+    os.kill(old, signal.SIGKILL)
+    engine.until(
+        lambda _: (
+            engine.service("nats")["state"] == "ready" and engine.service("nats")["pid"] != old
+        )
+    )
+    assert (engine.settings.run_dir / "nats.json").read_text() == url
+
+
+def test_stopping_ends_every_service_and_removes_the_sockets(engine: Engine) -> None:
+    pids = [item["pid"] for item in control.status(engine.settings.run_dir)["services"]]
+    control.stop(engine.settings.run_dir)
+    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    assert not os.path.exists(engine.socket)
+    with pytest.raises(control.NotRunning):
+        control.status(engine.settings.run_dir)
+
+
+def test_a_second_supervisor_is_refused(engine: Engine) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "tests.supervisor.engine"],
+        env={**os.environ, **engine.settings.environment()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert second.returncode == 1
+    assert "an engine already runs" in second.stderr
+    assert engine.ask()["pid"]
+
+
+def test_after_a_killed_supervisor_the_next_one_ends_what_it_left(engine: Engine) -> None:
+    left = [item["pid"] for item in control.status(engine.settings.run_dir)["services"]]
+    assert engine.process is not None
+    engine.process.kill()
+    engine.process.wait()
+    assert engine.ask()["pid"] in left
+    engine.start()
+    assert engine.ask()["pid"] not in left
+    assert not [pid for pid in left if os.path.exists(f"/proc/{pid}")]
+
+
+def test_a_service_that_hangs_is_killed_by_its_watchdog(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.stop()
+    monkeypatch.setenv("MOORING_TEST_WATCHDOG", "0.4")
+    engine.start()
+    before = engine.service("gateway")["pid"]
+    with pytest.raises(json.JSONDecodeError):
+        engine.ask(b"hang")
+    engine.until(lambda _: engine.service("gateway")["pid"] not in (0, before))
+    assert engine.ask()["pid"] != before
+
+
+def test_the_socket_is_for_root_and_the_group_only(engine: Engine) -> None:
+    assert os.stat(engine.socket).st_mode & 0o777 in (0o600, 0o660)
+    assert os.stat(engine.settings.run_dir / "supervisor.sock").st_mode & 0o777 == 0o600
