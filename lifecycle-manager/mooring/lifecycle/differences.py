@@ -20,13 +20,13 @@ class Action(StrEnum):
     PAUSED = "it is paused"
     UNPAUSED = "it is not paused"
     RELEASE = "a run that has ended still holds its network"
-    REMOVE = "it is removed and still there"
+    KILL = "it runs and should not"
 
 
 def difference(record: ContainerRecord, truth: RunTruth | None) -> Action:
     """What has to be done so that record and host agree."""
     if record.state is State.REMOVED:
-        return Action.NONE if truth is None else Action.REMOVE
+        return Action.KILL if truth is not None and truth.running else Action.NONE
     if record.state is State.STARTING:
         return Action.NONE
     if truth is None:
@@ -46,7 +46,8 @@ def _running(record: ContainerRecord, truth: RunTruth) -> Action:
     if truth.run > record.run or (not record.pid and is_news(record, truth.run, truth.started_ns)):
         return Action.STARTED
     if truth.run != record.run:
-        return Action.NONE
+        # A run that was given up before a later start was refused because of it.
+        return Action.NONE if record.pid else Action.KILL
     match record.state, truth.paused:
         case State.RUNNING, True:
             return Action.PAUSED

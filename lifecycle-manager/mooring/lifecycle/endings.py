@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 
 from mooring.kit import faults
-from mooring.kit.errors import Conflict, EngineError, NotFound
+from mooring.kit.errors import Conflict, EngineError, NotFound, Unavailable
 from mooring.kit.models.container import ContainerRecord, State
-from mooring.kit.models.host import HostContainer, HostStop, RunTruth
+from mooring.kit.models.host import HostStop, RunTruth
 
 from . import states
 from .engine import Engine
@@ -18,6 +19,10 @@ from .table import Row
 
 logger = logging.getLogger(__name__)
 
+_READERS_GRACE = 1.0
+"""Seconds that the log of a container that removes itself is kept for those who read it."""
+_AT_ONCE = 8
+"""How many removed containers are cleared away at the same time in the background."""
 _KILL_ROUNDS = 3
 _EXIT_WAIT = 20.0
 _SECOND_OPINION = 2.0
@@ -29,30 +34,37 @@ class Endings:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._released: dict[str, int] = {}
+        self._cleared: set[str] = set()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def apply(self, key: str, exit: Exit) -> None:
         """Record that a run has ended; does nothing if that is recorded. NotFound."""
         engine = self._engine
         claim = engine.claim("")
-        before: list[ContainerRecord] = []
-
-        def decide(record: ContainerRecord) -> ContainerRecord:
-            before[:] = [record]
-            return states.exited(record, exit, claim)
-
-        row = await engine.containers.change(key, decide)
+        row = await engine.containers.change(key, lambda r: states.exited(r, exit, claim))
         faults.point("lifecycle.exit.applied")
-        record, was = row.record, before[0].state
+        record = row.record
         if record.run != exit.run:
             return
-        if record.state is State.REMOVING and was is not State.REMOVING:
-            if record.owner == engine.owner:
-                self.remove_in_background(row)
-        elif was not in (State.REMOVING, State.REMOVED):
-            # Again for an exit that was known: who recorded it may have died right after.
-            engine.tasks.spawn(
-                engine.hosts.release(record.node, key, exit.run), f"release {key[:12]}"
-            )
+        # Also for an exit that was known: who recorded it may have died right after.
+        engine.tasks.spawn(self._release(record), f"release {key[:12]}")
+
+    async def _release(self, record: ContainerRecord) -> None:
+        """Give back at once what a run held, and later the files of what is removed with it."""
+        await self.release(record)
+        if record.state is State.REMOVED and record.owner == self._engine.owner:
+            await asyncio.sleep(_READERS_GRACE)
+            await self.clear(record)
+
+    async def release(self, record: ContainerRecord) -> None:
+        """The run of this record is over: its network and run directory may go."""
+        await self._engine.hosts.release(record.node, record.id, record.run)
+        self._released[record.id] = record.run
+
+    def is_released(self, key: str, run: int) -> bool:
+        """Whether this replica has released the run."""
+        return self._released.get(key, 0) >= run
 
     async def wait(
         self,
@@ -83,30 +95,58 @@ class Endings:
 
     # --- removing ---
 
-    def remove_in_background(self, row: Row[ContainerRecord]) -> None:
-        """Carry out a removal that nobody waits for."""
-        self._engine.tasks.spawn(self._remove_held(row), f"remove {row.key[:12]}")
-
-    async def _remove_held(self, row: Row[ContainerRecord]) -> None:
-        with self._engine.holding(row.key):
-            await self.finish_remove(row)
-
     async def finish_remove(self, row: Row[ContainerRecord]) -> Row[ContainerRecord]:
-        """Carry out a claimed removal; can be repeated."""
+        """Carry out a claimed removal, or the rest of it; can be repeated."""
         engine = self._engine
-        if row.record.state is State.REMOVED:
-            return row
-        row = await self._kill_first(row)
-        record = row.record
-        await engine.hosts.remove(record.node, record.id)
-        faults.point("lifecycle.remove.hosted")
-        now = engine.claim("").now
-        row = await engine.containers.change(
-            row.key, lambda r: states.removed(r, engine.owner, now)
-        )
+        if row.record.state is State.REMOVING:
+            row = await self._kill_first(row)
+            claim = engine.claim("")
+            row = await engine.containers.change(row.key, lambda r: states.removed(r, claim))
         faults.point("lifecycle.remove.recorded")
-        engine.tasks.spawn(self._clean_up(record), f"clean up after {record.id[:12]}")
+        # The tombstone says that this is to be done; it is done later if the host is away.
+        with contextlib.suppress(Unavailable):
+            await self.clear(row.record)
         return row
+
+    def clear_in_background(self, record: ContainerRecord) -> None:
+        """Delete what a removed container left, without anybody waiting for it."""
+        self._engine.tasks.spawn(self._clear_held(record), f"clear {record.id[:12]}")
+
+    async def _clear_held(self, record: ContainerRecord) -> None:
+        async with self._slots:
+            if not self.is_cleared(record.id):
+                await self.clear(record)
+
+    async def clear(self, record: ContainerRecord) -> None:
+        """Delete what a removed container left on its host, its name and its execs."""
+        engine = self._engine
+        with engine.holding(record.id):
+            if record.run:
+                with contextlib.suppress(NotFound, Unavailable):
+                    await engine.hosts.forget(record.node, record.id)
+            try:
+                await engine.hosts.remove(record.node, record.id)
+            except Conflict:
+                # It runs after all: a start that nobody knew the end of.
+                await self._kill(record)
+                await engine.hosts.remove(record.node, record.id)
+            faults.point("lifecycle.remove.hosted")
+            await engine.names.release(record.name, record.id, record.name_revision)
+            for exec_id in list(engine.execs_of.get(record.id, {})):
+                await engine.execs.delete(exec_id)
+                engine.events.forget(exec_id)
+            self._cleared.add(record.id)
+            self._released.pop(record.id, None)
+        faults.point("lifecycle.remove.cleared")
+
+    def is_cleared(self, key: str) -> bool:
+        """Whether this replica knows that nothing is left of a removed container."""
+        return key in self._cleared
+
+    def forget(self, key: str) -> None:
+        """Its tombstone is gone."""
+        self._cleared.discard(key)
+        self._released.pop(key, None)
 
     async def _kill_first(self, row: Row[ContainerRecord]) -> Row[ContainerRecord]:
         for _ in range(_KILL_ROUNDS):
@@ -127,20 +167,9 @@ class Endings:
         return row
 
     async def _kill(self, record: ContainerRecord) -> None:
-        hosts = self._engine.hosts
-        if record.resume_state is State.PAUSED:
-            with contextlib.suppress(EngineError):
-                await hosts.unpause(record.node, HostContainer(id=record.id))
         request = HostStop(id=record.id, signal=SIGKILL, timeout=1)
         with contextlib.suppress(NotFound, Conflict):
-            await hosts.stop(record.node, request)
-
-    async def _clean_up(self, record: ContainerRecord) -> None:
-        engine = self._engine
-        await engine.names.release(record.name, record.id, record.name_revision)
-        for exec_id in list(engine.execs_of.get(record.id, {})):
-            await engine.execs.delete(exec_id)
-            engine.events.forget(exec_id)
+            await self._engine.hosts.stop(record.node, request)
 
 
 def exit_of(truth: RunTruth) -> Exit:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Model)
 
+_PING_VALID = 1.0
+"""Seconds that an answer of another replica counts."""
 _PING_TIMEOUT = 0.6
 """Seconds; a replica that does not answer for so long has its transitions taken over."""
 
@@ -118,6 +120,7 @@ class Engine:
         self.execs_of: dict[str, dict[str, None]] = {}
         """The execs of each container, oldest first."""
         self._held: Counter[str] = Counter()
+        self._alive: dict[str, tuple[float, bool]] = {}
 
     # --- who does what ---
 
@@ -149,6 +152,14 @@ class Engine:
         return not await self._is_alive(owner)
 
     async def _is_alive(self, owner: str) -> bool:
+        seen = self._alive.get(owner)
+        if seen is not None and time.monotonic() - seen[0] < _PING_VALID:
+            return seen[1]
+        alive = await self._answers(owner)
+        self._alive[owner] = time.monotonic(), alive
+        return alive
+
+    async def _answers(self, owner: str) -> bool:
         try:
             await self.bus.request(subjects.replica(owner), Request(), Done, timeout=_PING_TIMEOUT)
         except Unavailable:

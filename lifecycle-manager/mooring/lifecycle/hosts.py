@@ -26,6 +26,8 @@ STOP_EXTRA = 15.0
 """Seconds beyond the container's own time until a stop counts as not answered."""
 FOR_EVER = 365 * 86400.0
 KILL_TIMEOUT = 12.0
+FORGET_TIMEOUT = 2.0
+"""Seconds; an agent that is away has nothing to forget."""
 
 
 class Requester(Protocol):
@@ -72,9 +74,11 @@ class Hosts:
         return await self._bus.request(subject, request, ExecStarted)
 
     async def forget(self, node: str, container_id: str) -> None:
-        """The container is being removed: its policy and its streams end."""
+        """The container is removed: its policy and its streams end."""
         subject = subjects.agent(node, subjects.AGENT_FORGET)
-        await self._bus.request(subject, HostContainer(id=container_id), Done)
+        await self._bus.request(
+            subject, HostContainer(id=container_id), Done, timeout=FORGET_TIMEOUT
+        )
 
     async def release(self, node: str, container_id: str, run: int) -> None:
         """A run has ended and that is recorded: its network and run directory may go."""

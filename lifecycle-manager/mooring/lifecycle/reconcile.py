@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mooring.kit.errors import EngineError, StaleRevision, Unavailable
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.exec import ExecRecord, ExecState
-from mooring.kit.models.host import RunTruth
+from mooring.kit.models.host import HostStop, RunTruth
 from mooring.kit.models.image import ImageChange
 
 from . import states
@@ -42,6 +42,8 @@ _GRACE = SECOND
 """A transition younger than this is surely being carried out."""
 _LOST_AFTER = 10.0
 """Seconds that an exit which the host knows nothing of may still be on its way as a fact."""
+_CLEARING = 5 * SECOND
+"""How long the replica that removed a container may take to clear away what it left."""
 _EXEC_GRACE = 10 * SECOND
 _AT_ONCE = 16
 """How many transitions are finished at the same time."""
@@ -94,8 +96,7 @@ class Reconciler:
         now = time.time_ns()
         for row in self._engine.containers.rows():
             if row.record.state is State.REMOVED:
-                if row.record.deadline_ns < now:
-                    await self._purge(row)
+                await self._look_at_tombstone(row, now)
             elif _is_transition(row.record):
                 await self._take_over(row, now)
         for execution in self._engine.execs.rows():
@@ -178,14 +179,20 @@ class Reconciler:
 
     # --- tombstones ---
 
-    async def _purge(self, row: Row[ContainerRecord]) -> None:
+    async def _look_at_tombstone(self, row: Row[ContainerRecord], now: int) -> None:
         engine, record = self._engine, row.record
-        if not all(engine.events.is_stored(event) for event in record.outbox):
-            return  # Its last events first: they are being published.
-        await engine.names.release(record.name, record.id, record.name_revision)
-        with contextlib.suppress(StaleRevision):
-            await engine.containers.delete(row.key, row.revision)
-        engine.events.forget(row.key)
+        old = record.deadline_ns < now
+        if not self._endings.is_cleared(row.key):
+            fresh = now - record.deadline_ns + states.TOMBSTONE_AGE < _CLEARING
+            if engine.is_held(row.key) or (fresh and record.owner == engine.owner):
+                return
+            if old or await engine.abandoned(record.owner, row.key):
+                self._endings.clear_in_background(record)
+        elif old and all(engine.events.is_stored(event) for event in record.outbox):
+            with contextlib.suppress(StaleRevision):
+                await engine.containers.delete(row.key, row.revision)
+            engine.events.forget(row.key)
+            self._endings.forget(row.key)
 
     # --- the hosts ---
 
@@ -215,6 +222,8 @@ class Reconciler:
         suspects: dict[str, Suspect],
     ) -> None:
         action = difference(row.record, truth)
+        if action is Action.RELEASE and self._endings.is_released(row.key, row.record.run):
+            return
         current = self._engine.containers.get(row.key)
         if action is Action.NONE or current is None or current.revision != row.revision:
             return
@@ -248,10 +257,11 @@ class Reconciler:
                 await engine.containers.change(key, lambda r: states.paused(r, "", now))
             case Action.UNPAUSED, _:
                 await engine.containers.change(key, lambda r: states.unpaused(r, "", now))
-            case Action.RELEASE, RunTruth():
-                await engine.hosts.release(record.node, key, truth.run)
-            case Action.REMOVE, _:
-                await engine.hosts.remove(record.node, key)
+            case Action.RELEASE, _:
+                await self._endings.release(record)
+            case Action.KILL, RunTruth():
+                stop = HostStop(id=key, run=truth.run, signal=states.SIGKILL, timeout=1)
+                await engine.hosts.stop(record.node, stop)
 
 
 def _is_transition(record: ContainerRecord) -> bool:

@@ -22,6 +22,7 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.host import HostContainer, HostKill, HostStart, HostStop
+from mooring.kit.models.image import ImageRecord
 
 from . import states
 from .endings import Endings
@@ -73,11 +74,10 @@ class RunningHandlers:
         engine, record, run = self._engine, row.record, row.record.run
         message, exit_code = "", 0
         try:
-            image = (await engine.images.find(image_key(record.image_id))).record
+            image = await self._image_of(record)
             host = await engine.hosts.start(
                 record.node,
                 HostStart(
-                    request_id=f"{record.command_id}.start",
                     record=record.model_copy(update={"outbox": []}),
                     image=image,
                     run=run,
@@ -86,12 +86,12 @@ class RunningHandlers:
             message, exit_code = host.error, host.exit_code
         except Unavailable:
             raise
-        except NotFound as exc:
-            await self._refuse(row.key, run, exc.message, 0)
-            raise NotFound(f"No such image: {record.image}") from exc
         except EngineError as exc:
-            await self._refuse(row.key, run, exc.message, 0)
-            raise
+            row, refused = await self._refuse(row.key, run, exc.message, 0)
+            if refused:
+                raise
+            # It is known by now that it did start: whoever carried it out as well was faster.
+            return row
         faults.point("lifecycle.start.hosted")
         if message:
             await self._refuse(row.key, run, message, exit_code)
@@ -101,14 +101,23 @@ class RunningHandlers:
         faults.point("lifecycle.start.recorded")
         return row
 
-    async def _refuse(self, key: str, run: int, message: str, exit_code: int) -> None:
+    async def _image_of(self, record: ContainerRecord) -> ImageRecord:
+        try:
+            return (await self._engine.images.find(image_key(record.image_id))).record
+        except NotFound:
+            raise NotFound(f"No such image: {record.image}") from None
+
+    async def _refuse(
+        self, key: str, run: int, message: str, exit_code: int
+    ) -> tuple[Row[ContainerRecord], bool]:
         claim = self._engine.claim("")
         row = await self._engine.containers.change(
             key, lambda r: states.start_refused(r, run, message, exit_code, claim)
         )
         faults.point("lifecycle.start.refused")
-        if row.record.state is State.REMOVING and row.record.owner == self._engine.owner:
-            self._endings.remove_in_background(row)
+        if row.record.state is State.REMOVED:
+            self._endings.clear_in_background(row.record)
+        return row, row.record.run == run and row.record.error == message
 
     # --- stop ---
 
@@ -149,11 +158,7 @@ class RunningHandlers:
         """Carry out a claimed stop; returns when the exit is recorded."""
         engine, record = self._engine, row.record
         now = engine.claim("").now
-        if record.resume_state is State.PAUSED:
-            with contextlib.suppress(EngineError):
-                await engine.hosts.unpause(record.node, HostContainer(id=record.id))
         request = HostStop(
-            request_id=f"{record.command_id}.stop",
             id=record.id,
             run=run_to_stop(record),
             signal=record.stop_signal or stop_signal(record),
@@ -234,9 +239,6 @@ class RunningHandlers:
         engine, record = self._engine, row.record
         if not record.pid:
             return row
-        if record.state is State.PAUSED and ends_restarts:
-            # Frozen processes don't die.
-            row = await self._unpause(row, record.command_id)
         request = HostKill(
             request_id=f"{record.command_id}.kill",
             id=record.id,
@@ -249,6 +251,10 @@ class RunningHandlers:
         except NotFound:
             await self._endings.ask(record)
         faults.point("lifecycle.kill.hosted")
+        if record.state is State.PAUSED:
+            # The host has thawed it, for a frozen process takes no signal.
+            now = engine.claim("").now
+            row = await engine.containers.change(row.key, lambda r: states.thawed(r, now))
         if signal != SIGKILL:
             return row
         run = record.run
@@ -271,9 +277,7 @@ class RunningHandlers:
         with engine.holding(row.key):
             row = await engine.containers.change(row.key, _checked(states.check_running))
             record = row.record
-            await engine.hosts.pause(
-                record.node, HostContainer(request_id=f"{command}.pause", id=record.id)
-            )
+            await engine.hosts.pause(record.node, HostContainer(id=record.id))
             faults.point("lifecycle.pause.hosted")
             now = engine.claim("").now
             row = await engine.containers.change(row.key, lambda r: states.paused(r, command, now))
@@ -292,9 +296,7 @@ class RunningHandlers:
 
     async def _unpause(self, row: Row[ContainerRecord], command: str) -> Row[ContainerRecord]:
         engine, record = self._engine, row.record
-        await engine.hosts.unpause(
-            record.node, HostContainer(request_id=f"{command}.unpause", id=record.id)
-        )
+        await engine.hosts.unpause(record.node, HostContainer(id=record.id))
         faults.point("lifecycle.unpause.hosted")
         now = engine.claim("").now
         return await engine.containers.change(row.key, lambda r: states.unpaused(r, command, now))

@@ -51,9 +51,10 @@ def advance(
     changed = record.model_copy(update=changes)
     if happenings:
         first = record.event_serial + 1
-        # One nanosecond apart, so that whoever sorts by time keeps their order.
+        # Each later than the one before, so that whoever sorts by time keeps their order.
+        time_ns = max(now, record.outbox[-1].time_ns + 1) if record.outbox else now
         events = [
-            container_event(changed, happening, f"{record.id}.{first + i}", now + i)
+            container_event(changed, happening, f"{record.id}.{first + i}", time_ns + i)
             for i, happening in enumerate(happenings)
         ]
         changed.outbox = [*record.outbox, *events]
@@ -149,9 +150,7 @@ def start_refused(
         exit_code=exit_code or FAILED_START,
         restart_wanted=False,
     )
-    if record.host_config.auto_remove:
-        return _removing(refused, claim)
-    return refused
+    return removed(refused, claim) if record.host_config.auto_remove else refused
 
 
 def start_given_up(record: ContainerRecord, run: int, claim: Claim) -> ContainerRecord:
@@ -218,14 +217,8 @@ def stopped_without_exit(record: ContainerRecord, now: int) -> ContainerRecord:
     """The host has ended the restarts of a container that was waiting for the next one."""
     if record.state is not State.STOPPING or record.pid:
         return record
-    return advance(record, now, ("stop", {}), **_exited_for_good(record))
-
-
-def _exited_for_good(record: ContainerRecord) -> dict[str, object]:
-    if record.restart_wanted:
-        # Still a transition: whoever finds it abandoned here starts it.
-        return {"state": State.EXITED}
-    return {**_AT_REST, "state": State.EXITED}
+    rest: dict[str, object] = {} if record.restart_wanted else _AT_REST
+    return advance(record, now, ("stop", {}), **{**rest, "state": State.EXITED})
 
 
 def want_restart(record: ContainerRecord, claim: Claim) -> ContainerRecord:
@@ -295,7 +288,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
     happenings.append(("die", {"exitCode": str(exit_code), "execDuration": str(duration)}))
     if record.state is State.STOPPING and not exit.restarting:
         happenings.append(("stop", {}))
-    return advance(
+    ended = advance(
         record,
         now,
         *happenings,
@@ -308,11 +301,14 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
         error=exit.error or (LOST if exit.exit_code is None else ""),
         network=NetworkState(),
         restart_count=max(record.restart_count, exit.restart_count),
-        **_after_exit(record, exit, claim),
+        **_after_exit(record, exit),
     )
+    if ended.state is State.EXITED and ended.host_config.auto_remove and not ended.restart_wanted:
+        return removed(ended, claim)
+    return ended
 
 
-def _after_exit(record: ContainerRecord, exit: Exit, claim: Claim) -> dict[str, object]:
+def _after_exit(record: ContainerRecord, exit: Exit) -> dict[str, object]:
     if record.state is State.REMOVING:
         return {}
     if record.state is State.STOPPING and exit.restarting:
@@ -320,11 +316,10 @@ def _after_exit(record: ContainerRecord, exit: Exit, claim: Claim) -> dict[str, 
         return {}
     if exit.restarting:
         return {**_AT_REST, "state": State.RESTARTING}
-    restart = record.restart_wanted and record.state is State.STOPPING
-    if record.host_config.auto_remove and not restart:
-        return {**_removal(record, claim), "resume_state": State.EXITED}
-    done = _exited_for_good(record) if restart else {**_AT_REST, "state": State.EXITED}
-    return done if restart else {**done, "restart_wanted": False}
+    if record.restart_wanted and record.state is State.STOPPING:
+        # Still a transition: whoever finds it abandoned here starts it.
+        return {"state": State.EXITED}
+    return {**_AT_REST, "state": State.EXITED, "restart_wanted": False}
 
 
 def _was_killed_late(record: ContainerRecord, exit_code: int, finished_ns: int) -> bool:
@@ -429,6 +424,11 @@ def unpaused(record: ContainerRecord, command: str, now: int) -> ContainerRecord
     return advance(record, now, ("unpause", {}), state=State.RUNNING, command_id=command)
 
 
+def thawed(record: ContainerRecord, now: int) -> ContainerRecord:
+    """A signal has thawed it."""
+    return unpaused(record, record.command_id, now)
+
+
 # --- rename, remove ---
 
 
@@ -449,7 +449,7 @@ def renamed(
 
 
 def claim_remove(record: ContainerRecord, claim: Claim, *, force: bool) -> ContainerRecord:
-    """To removing. Without force only what does not run."""
+    """To removed, or (by force only) to removing for what runs and has to be killed first."""
     if record.command_id == claim.command and record.state in (State.REMOVING, State.REMOVED):
         return record
     match record.state:
@@ -468,34 +468,29 @@ def claim_remove(record: ContainerRecord, claim: Claim, *, force: bool) -> Conta
                 f'cannot remove container "/{record.name}": container is {seen}: '
                 "stop the container before removing or force remove"
             )
+    if record.state not in LIVE:
+        return removed(record, claim)
     kill: list[Happening] = [("kill", {"signal": str(SIGKILL)})] if record.pid else []
-    return _removing(record, claim, *kill)
-
-
-def _removing(record: ContainerRecord, claim: Claim, *happenings: Happening) -> ContainerRecord:
     return advance(
         record,
         claim.now,
-        *happenings,
-        **_removal(record, claim),
-        command_id=claim.command or record.command_id,
+        *kill,
+        state=State.REMOVING,
+        owner=claim.owner,
+        deadline_ns=claim.now + REMOVE_LIMIT,
+        resume_state=record.state,
+        command_id=claim.command,
     )
 
 
-def _removal(record: ContainerRecord, claim: Claim) -> dict[str, object]:
-    return {
-        "state": State.REMOVING,
-        "owner": claim.owner,
-        "deadline_ns": claim.now + REMOVE_LIMIT,
-        "resume_state": record.state,
-    }
+def removed(record: ContainerRecord, claim: Claim) -> ContainerRecord:
+    """The tombstone: what those who wait for the removal ask for, and the last events.
 
-
-def removed(record: ContainerRecord, owner: str, now: int) -> ContainerRecord:
-    """The tombstone: what those who wait for the removal ask for, and the last events."""
+    The host still has the container's files: the tombstone stays until it has not.
+    """
     if record.state is State.REMOVED:
         return record
-    last = advance(record, now, ("destroy", {}))
+    last = advance(record, claim.now, ("destroy", {}))
     return ContainerRecord(
         id=record.id,
         name=record.name,
@@ -510,9 +505,9 @@ def removed(record: ContainerRecord, owner: str, now: int) -> ContainerRecord:
         exit_code=record.exit_code,
         oom_killed=record.oom_killed,
         error=record.error,
-        owner=owner,
-        deadline_ns=now + TOMBSTONE_AGE,
-        command_id=record.command_id,
+        owner=claim.owner,
+        deadline_ns=claim.now + TOMBSTONE_AGE,
+        command_id=claim.command or record.command_id,
         event_serial=last.event_serial,
         outbox=last.outbox,
         name_revision=record.name_revision,
