@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from mooring.kit import faults, log
@@ -64,7 +65,7 @@ class Parts:
     reaper: Reaper
     joins: Joins
     locks: KeyedLocks
-    seccomp: Callable[[str | None, frozenset[str]], Awaitable[str | None]]
+    seccomp: Callable[[str | None, frozenset[str]], Awaitable[Path | None]]
     """Path of the compiled filter of a profile for a set of capabilities."""
     size: Callable[[str], int]
     """Bytes that a container has written; reads its whole upper directory."""
@@ -263,7 +264,7 @@ class Containers:
         raise AssertionError
 
     def _message(
-        self, request: HostStart, directory: str, prepared: Prepared, seccomp: str | None
+        self, request: HostStart, directory: str, prepared: Prepared, seccomp: Path | None
     ) -> dict[str, Any]:
         """ShimStart."""
         record, settings = request.record, self._parts.settings
@@ -291,7 +292,7 @@ class Containers:
                 "work": str(overlay.work),
             },
             "cgroup": prepared.cgroup,
-            "seccomp": seccomp,
+            "seccomp": str(seccomp) if seccomp else None,
             "agent_socket": self._layout.agent_socket,
             "console_size": console if console and len(console) == 2 and any(console) else None,
             "timings": settings.timings,

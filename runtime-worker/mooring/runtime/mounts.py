@@ -87,11 +87,8 @@ def all_mounts(
     own = [defaults.PROC, defaults.DEV, defaults.DEVPTS]
     own.append(defaults.sysfs(writable=host.privileged))
     own.append(defaults.cgroup(writable=host.privileged))
-    own.append(
-        defaults.bind("/dev/mqueue", "/dev/mqueue", "rprivate")
-        if host.ipc_mode == "host"
-        else defaults.MQUEUE
-    )
+    # In the host's IPC namespace, a new mount of mqueue shows the host's queues.
+    own.append(defaults.MQUEUE)
     if shm:
         own.append(defaults.bind(shm, "/dev/shm", "rprivate"))
     elif host.ipc_mode != "none":

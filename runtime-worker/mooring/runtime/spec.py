@@ -64,7 +64,7 @@ def build(record: ContainerRecord, around: Surroundings) -> dict[str, Any]:
     if record.config.domainname and around.uts == OWN:
         sysctls.setdefault("kernel.domainname", record.config.domainname)
     if sysctls:
-        linux["sysctl"] = {name.replace("/", "."): value for name, value in sysctls.items()}
+        linux["sysctl"] = sysctls
     masked, readonly = path_rules(host)
     linux["maskedPaths"], linux["readonlyPaths"] = masked, readonly
     if propagation := mounts.root_propagation(around.mounts):

@@ -14,10 +14,11 @@ from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.models.base import Request
+from mooring.kit.models.container import HostConfig
 from mooring.kit.models.host import HostContainer, HostRestart, HostStart, NodeRecord
 from mooring.kit.process import Service
 
-from . import node
+from . import node, spec
 from .bundle import Bundles
 from .containers import Containers, Parts
 from .images import service as images
@@ -31,6 +32,7 @@ from .pool import Pool
 from .reaper import Reaper
 from .runs import Runs, Stage
 from .sandbox import HostNetworks
+from .seccomp import Seccomp
 from .snapshots import Snapshots
 from .users import Users
 
@@ -82,12 +84,16 @@ async def main(settings: Settings, service: Service) -> None:
     pool = Pool(launcher, settings.warm_shims, _pool_root(settings))
     pool.refill()
     networks.prepare()
-    snapshots = Snapshots(settings.state_dir)
+    snapshots, seccomp = Snapshots(settings.state_dir), Seccomp(settings.run_dir)
     try:
         async with Bus.connect(settings, "runtime") as bus, _background(reaper):
             image_service = await images.serve(bus, settings)
             image_service.on_removed.append(snapshots.forget)
-            bundles = Bundles(layout, node.facts(), snapshots, Users(), settings.cgroup_root)
+            facts = node.facts()
+            # No start has to wait for the default filter to be compiled.
+            usual = spec.capability_names(HostConfig(), facts)
+            await seccomp.compiled(None, frozenset(usual))
+            bundles = Bundles(layout, facts, snapshots, Users(), settings.cgroup_root)
             containers = Containers(
                 Parts(
                     settings=settings,
@@ -99,7 +105,7 @@ async def main(settings: Settings, service: Service) -> None:
                     reaper=reaper,
                     joins=Joins(layout, runs),
                     locks=locks,
-                    seccomp=_compiled,
+                    seccomp=seccomp.compiled,
                     size=snapshots.size,
                 )
             )
@@ -115,13 +121,6 @@ async def main(settings: Settings, service: Service) -> None:
         await networks.close(remove=not any_live(runs))
         factory.close()
         await reaper.close()
-
-
-async def _compiled(profile: str | None, capabilities: frozenset[str]) -> str | None:
-    if profile == "unconfined":
-        return None
-    logger.warning("seccomp is not there yet")
-    return None
 
 
 async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
