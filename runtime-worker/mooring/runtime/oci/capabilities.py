@@ -8,7 +8,6 @@ from .linux import (
     PR_CAP_AMBIENT_CLEAR_ALL,
     PR_CAP_AMBIENT_RAISE,
     PR_CAPBSET_DROP,
-    PR_CAPBSET_READ,
     permitted_capabilities,
     prctl,
     set_capabilities,
@@ -61,8 +60,7 @@ class CapabilitySets:
             if self.bounding & (1 << number):
                 continue
             try:
-                if prctl(PR_CAPBSET_READ, number):
-                    prctl(PR_CAPBSET_DROP, number)
+                prctl(PR_CAPBSET_DROP, number)
             except OSError as error:
                 if error.errno == 22:
                     break  # the last one that this kernel knows was the one before

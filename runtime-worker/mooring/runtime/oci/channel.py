@@ -2,10 +2,12 @@
 
     caller                          child
       |  <------------------ P ------ |     it exists, in its namespaces (and cgroup)
-      |  ------- J job, fds --------> |
+      |  ------- J job, fds --------> |     it joins namespaces, while the caller mounts
+      |  ------- M mounts, fds -----> |     root filesystem and bind mounts, to be attached
       |  <------------------ H ------ |     (with hooks) its namespaces are there
       |  ------- G -----------------> |     (the hooks of the runtime's side have run)
-      |  <------------------ R [pty]- |     everything is set up; the program was found
+      |  <--------------- T, pty ---- |     (with a terminal) its master
+      |  <------------------ R ------ |     everything is set up; the program was found
       |  ------- G -----------------> |     (the caller has written down that it exists)
       |  <----------- end of stream - |     executed: the socket is close-on-exec
       |  <------------------ E ------ |     or, at any point, why not: exit code and sentence
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-PREPARED, JOB, HOOKS, READY, GO, ERROR, END = b"P", b"J", b"H", b"R", b"G", b"E", b""
+PREPARED, JOB, MOUNTS, HOOKS = b"P", b"J", b"M", b"H"
+TERMINAL, READY, GO, ERROR, END = b"T", b"R", b"G", b"E", b""
 # SCM_MAX_FD of the kernel; the length of a header with a letter.
 _MOST_DESCRIPTORS = 253
 _HEADER = 5

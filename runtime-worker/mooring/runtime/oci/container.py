@@ -10,8 +10,8 @@ import itertools
 import os
 import time
 
-from . import cgroups, mountapi, seccomp
-from .channel import END, ERROR, GO, HOOKS, JOB, PREPARED, READY, Channel, pair
+from . import cgroups, mountapi, seccomp, template
+from .channel import END, ERROR, GO, HOOKS, JOB, MOUNTS, PREPARED, READY, TERMINAL, Channel, pair
 from .errors import OciError, because
 from .exec import Exec
 from .hooks import run_hooks
@@ -29,14 +29,15 @@ from .linux import (
     send_signal,
     setns,
 )
-from .mountspec import Mount, parse
+from .mountspec import is_bind
 from .namespaces import Namespaces
 from .process import check
 from .rootsource import Overlay, open_root
+from .staging import open_cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .cgroup import Cgroup
@@ -79,7 +80,7 @@ class Running(Process):
 class Stub:
     """A process in new namespaces that waits to become a container."""
 
-    __slots__ = ("cgroup", "channel", "namespaces", "pid", "pidfd")
+    __slots__ = ("ahead", "cgroup", "channel", "device_rules", "namespaces", "pid", "pidfd")
 
     def __init__(
         self, pid: int, pidfd: int, channel: Channel, namespaces: int, cgroup: Cgroup | None
@@ -89,6 +90,13 @@ class Stub:
         self.channel = channel
         self.namespaces = namespaces
         self.cgroup = cgroup
+        self.ahead = False
+        self.device_rules: list[dict[str, Any]] | None = None
+
+    @property
+    def shows_cgroup(self) -> bool:
+        """Whether its /sys/fs/cgroup has been made ahead."""
+        return self.ahead and self.cgroup is not None
 
     def fits(self, spaces: Namespaces, cgroup: str) -> bool:
         """Whether it was born with exactly the namespaces a configuration asks for."""
@@ -112,14 +120,23 @@ def prepare(cgroup_path: str | None) -> Stub:
     cgroup_path: a cgroup to make for it on v1, a sibling of the one the container will have.
     """
     cgroup = None
+    rules = None
     if cgroup_path and cgroups.version() == 1:
         cgroup = cgroups.attach(cgroup_path)
         cgroup.create()
-    return _fork(_PREPARED, cgroup)
+        rules = template.DEVICE_RULES
+        cgroup.apply({"devices": rules})
+    return _fork(_PREPARED, cgroup, rules, ahead=True)
 
 
 def _fork(
-    flags: int, cgroup: Cgroup | None, *, born_in: Cgroup | None = None, keep: int = 0
+    flags: int,
+    cgroup: Cgroup | None,
+    device_rules: list[dict[str, Any]] | None = None,
+    *,
+    ahead: bool = False,
+    born_in: Cgroup | None = None,
+    keep: int = 0,
 ) -> Stub:
     """cgroup: v1, the child enters it. born_in: v2."""
     ours, theirs = pair()
@@ -129,7 +146,7 @@ def _fork(
             directory = os.open(born_in.directories()[0], os.O_PATH | os.O_CLOEXEC)
         pid, pidfd = clone3(flags, directory)
         if pid == 0:
-            become_child(theirs, keep, lambda channel: main(channel, cgroup))
+            become_child(theirs, keep, lambda channel: main(channel, cgroup, ahead))
     except OSError as error:
         ours.close()
         if cgroup is not None:
@@ -139,7 +156,9 @@ def _fork(
         theirs.close()
         if directory >= 0:
             os.close(directory)
-    return Stub(pid, pidfd, ours, flags, cgroup)
+    stub = Stub(pid, pidfd, ours, flags, cgroup)
+    stub.ahead, stub.device_rules = ahead, device_rules
+    return stub
 
 
 def run(
@@ -174,8 +193,8 @@ def run(
             stub.abandon()
         raise
     try:
-        start.prepare(rootfs)
         start.send_job((stdin, stdout, stderr), console_size, seccomp)
+        start.send_mounts(rootfs)
         start.set_up()
         start.execute(before_exec, fifo)
     except BaseException:
@@ -190,7 +209,7 @@ class _Start:
     """The caller's side of one `run`, step by step."""
 
     __slots__ = (
-        "_bundle", "_cgroup", "_cgroup_fds", "_clock", "_fds", "_keep", "_master", "_mounts",
+        "_bundle", "_cgroup", "_cgroup_fds", "_clock", "_fds", "_keep", "_master",
         "_root", "_spaces", "_spec", "_state", "_stub", "_timings",
     )  # fmt: skip
 
@@ -209,9 +228,7 @@ class _Start:
         self._fds: list[int] = []
         self._root = -1
         self._master: int | None = None
-        check(spec.get("process") or {})
         _check_supported(spec.get("linux") or {})
-        self._mounts: list[Mount] = [parse(mount) for mount in spec.get("mounts") or ()]
         self._spaces = Namespaces(spec)
         self._cgroup = cgroups.attach(cgroup_path)
         if stub is not None and (keep or not stub.fits(self._spaces, cgroup_path)):
@@ -249,51 +266,25 @@ class _Start:
         except OSError as error:
             raise because(f"cannot create cgroup {self._cgroup.path}", error) from error
 
-    def prepare(self, rootfs: Overlay | None) -> None:
-        """Open what the child will mount, and give its cgroup the right name."""
-        # Opened here, not by the child: it may have been forked before these were mounted.
-        self._root = open_root(self._spec, self._bundle, rootfs)
-        self._step("root")
-        self._expect(PREPARED)
-        self._step("prepared")
-        stub = self._stub
-        if stub.cgroup is None and cgroups.version() == 2 and stub.namespaces == _PREPARED:
-            self._create_cgroup()
-            self._cgroup.join(stub.pid)
-        elif stub.cgroup is not None and stub.cgroup.path != self._cgroup.path:
-            try:
-                stub.cgroup.rename(self._cgroup.path)
-            except OSError as error:
-                raise because(f"cannot rename cgroup to {self._cgroup.path}", error) from error
-        self._step("cgroup")
-
     def send_job(
         self, stdio: tuple[int, int, int], size: tuple[int, int] | None, filter_: bytes | None
     ) -> None:
-        """Everything the child needs, in one message."""
-        fds = [*stdio, self._root]
-        joined: list[tuple[int, int]] = []
-        binds: dict[int, int] = {}
-        hierarchies: list[tuple[str, int]] = []
+        """Everything the child needs to know, as early as can be: it works while we do."""
+        self._expect(PREPARED)
+        stub = self._stub
+        if stub.cgroup is None and cgroups.version() == 2 and stub.ahead:
+            self._create_cgroup()
+            self._cgroup.join(stub.pid)
+        fds = list(stdio)
+        joined = []
         for flag, path in self._spaces.joined.items():
             if flag != CLONE_NEWPID:
                 joined.append((flag, len(fds)))
                 fds.append(self._own(_open_namespace(path)))
-        for number, mount in enumerate(self._mounts):
-            if mount.bind:
-                binds[number] = len(fds)
-                fds.append(self._own(self._open_source(mount)))
-            elif mount.fstype in ("cgroup", "cgroup2") and not hierarchies:
-                for name, directory in self._own_cgroups():
-                    hierarchies.append((name, len(fds)))
-                    fds.append(self._own(mountapi.clone_tree(directory, recursive=False)))
         job = {
             "spec": self._spec,
-            "root": 3,
             "joined": joined,
-            "late": self._spaces.new & ~self._stub.namespaces,
-            "binds": binds,
-            "cgroups": hierarchies,
+            "late": self._spaces.new & ~stub.namespaces,
             "seccomp": filter_,
             "seccomp_flags": seccomp.filter_flags(self._spec),
             "console_size": size,
@@ -302,33 +293,59 @@ class _Start:
             "state": self._state,
             "keep": self._keep,
         }
-        try:
-            self._stub.channel.send(JOB, job, fds)
-        except OSError as error:
-            raise because("the container's first process is gone", error) from error
+        self._send(JOB, job, fds)
         self._step("job")
+
+    def send_mounts(self, rootfs: Overlay | None) -> None:
+        """Open what the child will mount: it may have been forked before these were mounted."""
+        self._root = open_root(self._spec, self._bundle, rootfs)
+        self._step("root")
+        self._name_cgroup()
+        fds = [self._root]
+        binds: dict[int, int] = {}
+        hierarchies: list[tuple[str, int]] = []
+        for number, mount in enumerate(self._spec.get("mounts") or ()):
+            if is_bind(mount):
+                binds[number] = len(fds)
+                fds.append(self._own(self._open_source(mount)))
+            elif mount.get("type") in ("cgroup", "cgroup2") and not (
+                hierarchies or (self._stub.shows_cgroup and template.same(mount, template.CGROUP))
+            ):
+                for name, tree in open_cgroups(self._cgroup):
+                    hierarchies.append((name, len(fds)))
+                    fds.append(self._own(tree))
+        self._send(MOUNTS, {"binds": binds, "cgroups": hierarchies}, fds)
+        self._step("mounts")
+
+    def _name_cgroup(self) -> None:
+        stub = self._stub
+        if stub.cgroup is not None and stub.cgroup.path != self._cgroup.path:
+            try:
+                stub.cgroup.rename(self._cgroup.path)
+            except OSError as error:
+                raise because(f"cannot rename cgroup to {self._cgroup.path}", error) from error
+        self._step("cgroup")
+
+    def _send(self, letter: bytes, value: object, fds: Sequence[int] = ()) -> None:
+        try:
+            self._stub.channel.send(letter, value, fds)
+        except OSError as error:
+            # It may have said why before it went.
+            self._expect(END)
+            raise because("the container's first process is gone", error) from error
 
     def _own(self, fd: int) -> int:
         self._fds.append(fd)
         return fd
 
-    def _open_source(self, mount: Mount) -> int:
-        source = mount.source
+    def _open_source(self, mount: dict[str, Any]) -> int:
+        source = mount.get("source") or ""
         if not source.startswith("/"):
             source = f"{self._bundle}/{source}"
         try:
-            return mountapi.clone_tree(source, recursive=mount.recursive)
+            return mountapi.clone_tree(source, recursive="rbind" in (mount.get("options") or ()))
         except OSError as error:
-            raise because(f"cannot bind {source} to {mount.destination}", error) from error
-
-    def _own_cgroups(self) -> list[tuple[str, str]]:
-        """(name below /sys/fs/cgroup, directory) of each hierarchy; the name is empty on v2."""
-        path = self._cgroup.path
-        directories = self._cgroup.directories()
-        if cgroups.version() == 2:
-            return [("", directories[0])]
-        names = [directory[: -len(path)].rpartition("/")[2] for directory in directories]
-        return list(zip(names, directories, strict=True))
+            raise because(f"cannot bind {source} to {mount.get('destination')}", error) from error
 
     def _has_hooks(self, *names: str) -> bool:
         hooks = self._spec.get("hooks") or {}
@@ -338,7 +355,7 @@ class _Start:
         """What this side does while the child builds the root: limits and hooks."""
         resources = (self._spec.get("linux") or {}).get("resources")
         if resources:
-            self._cgroup.apply(resources)
+            self._cgroup.apply({**resources, "devices": None})
         self._step("resources")
         if self._has_hooks("prestart", "createRuntime", "createContainer"):
             self._expect(HOOKS)
@@ -346,31 +363,36 @@ class _Start:
             state = self._state.replace('"pid": 0', f'"pid": {self._stub.pid}', 1)
             for name in ("prestart", "createRuntime"):
                 run_hooks(name, hooks.get(name) or [], state)
-            self._stub.channel.send(GO)
+            self._send(GO, None)
+
+    def _limit_devices(self) -> None:
+        # Only now: the rules may forbid the very nodes that the container is to find in its /dev.
+        rules = ((self._spec.get("linux") or {}).get("resources") or {}).get("devices")
+        if rules and rules != self._stub.device_rules:
+            self._cgroup.apply({"devices": rules})
 
     def execute(self, before_exec: Callable[[int], None] | None, fifo: int | None) -> None:
         """Wait until all is ready, let the caller know, execute."""
-        steps, fds = self._expect(READY)
-        if fds:
-            self._master = fds[0]
+        steps = self._expect(READY)
         self._step("init")
+        self._limit_devices()
         self._note_steps(steps)
         if before_exec is not None:
             before_exec(self._stub.pid)
             self._step("before_exec")
-        try:
-            self._stub.channel.send(GO, None, () if fifo is None else (fifo,))
-        except OSError as error:
-            raise because("the container's first process is gone", error) from error
+        self._send(GO, None, () if fifo is None else (fifo,))
         if fifo is None:
             self._expect(END)
         self._stub.channel.close()
         self._step("execve")
 
-    def _expect(self, letter: bytes) -> tuple[Any, list[int]]:
+    def _expect(self, letter: bytes) -> Any:
         received, value, fds = self._stub.channel.receive(most_fds=1)
+        if received == TERMINAL:
+            self._master = fds[0]
+            received, value, _ = self._stub.channel.receive()
         if received == letter:
-            return value, fds
+            return value
         if received == ERROR:
             code, message = value
             raise OciError(message, code)
@@ -483,8 +505,8 @@ def _executed(channel: Channel, pid: int, pidfd: int) -> Process:
     master = None
     while True:
         letter, value, fds = channel.receive(most_fds=1)
-        if letter == READY:
-            master = fds[0] if fds else None
+        if letter == TERMINAL:
+            master = fds[0]
             continue
         channel.close()
         if letter == END:

@@ -6,7 +6,7 @@ import os
 
 from . import process as setup
 from . import terminal
-from .channel import READY, Channel
+from .channel import TERMINAL, Channel
 from .errors import OciError, because
 from .init import forbid_imports
 from .linux import (
@@ -59,9 +59,8 @@ class Exec:
         capabilities = setup.check(self._process)
         channel, pidfd = self._arrange(channel)
         self._join(pidfd)
-        master = self._take_terminal() if self._process.get("terminal") else None
-        if master is not None:
-            channel.send(READY, None, [master])
+        if self._process.get("terminal"):
+            channel.send(TERMINAL, None, [self._take_terminal()])
         close_range(channel.fileno() + 1)
         setup.become_user(self._process, capabilities)
         program = setup.find_program(self._process)

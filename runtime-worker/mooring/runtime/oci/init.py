@@ -13,7 +13,7 @@ import sys
 import time
 
 from . import devices, namespaces, paths, process, terminal
-from .channel import ERROR, GO, HOOKS, JOB, PREPARED, READY, Channel
+from .channel import ERROR, GO, HOOKS, JOB, MOUNTS, PREPARED, READY, TERMINAL, Channel
 from .errors import FAILED, OciError, because
 from .hooks import run_hooks
 from .linux import (
@@ -31,6 +31,7 @@ from .linux import (
 )
 from .mountspec import Mount
 from .rootfs import Root, all_mounts, detach_from_host
+from .staging import Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,24 +73,31 @@ def forbid_imports() -> None:
     sys.meta_path.clear()
 
 
-def main(channel: Channel, cgroup: Cgroup | None) -> None:
-    """Enter the cgroup, wait for the job and do it; returns only if the caller gave up."""
+def main(channel: Channel, cgroup: Cgroup | None, staged: bool) -> None:
+    """Enter the cgroup, wait for the job and do it; returns only if the caller gave up.
+
+    staged: make ahead of the job what most containers have.
+    """
     close_range(channel.fileno() + 1)
     if cgroup is not None:
         cgroup.enter()
     detach_from_host()
+    stage = Stage(cgroup) if staged else None
     channel.send(PREPARED)
-    letter, job, fds = channel.receive(most_fds=253)
+    letter, job, fds = channel.receive(most_fds=16)
     if letter == JOB:
-        Init(channel, job, fds).run()
+        Init(channel, job, fds, stage).run()
 
 
 class Init:
     """One job: the configuration, and the descriptors that came with it."""
 
-    __slots__ = ("_channel", "_fds", "_job", "_process", "_spec", "_steps")
+    __slots__ = ("_channel", "_fds", "_job", "_process", "_spec", "_stage", "_steps")
 
-    def __init__(self, channel: Channel, job: dict[str, Any], fds: list[int]) -> None:
+    def __init__(
+        self, channel: Channel, job: dict[str, Any], fds: list[int], stage: Stage | None
+    ) -> None:
+        self._stage = stage
         self._channel = channel
         self._job = job
         self._fds = fds
@@ -106,17 +114,16 @@ class Init:
             self._channel.send(HOOKS)
             if self._channel.receive()[0] != GO:
                 return
-        master = self._build_root()
-        self._stdio(master)
+        self._build_root()
+        if not self._process.get("terminal"):
+            for number in range(3):
+                os.dup2(self._fds[number], number)
         # Whatever is open now was for us: nothing of the host may be reachable from here on.
         close_range(self._channel.fileno() + 1)
         process.become_user(self._process, capabilities)
         program = process.find_program(self._process)
         self._step("user")
-        steps = self._steps if self._job["timings"] else None
-        self._channel.send(READY, steps, [master] if master is not None else ())
-        if master is not None:
-            os.close(master)
+        self._channel.send(READY, self._steps if self._job["timings"] else None)
         letter, _, fds = self._channel.receive(most_fds=1)
         if letter != GO:
             return
@@ -155,30 +162,53 @@ class Init:
             set_domainname(self._spec["domainname"])
         linux = self._spec.get("linux") or {}
         for key, value in (linux.get("sysctl") or {}).items():
-            _set_sysctl(key, value)
+            self._set_sysctl(key, value)
         if persona := linux.get("personality"):
             if persona.get("domain") not in ("LINUX", "LINUX32"):
                 raise OciError(f"linux.personality {persona.get('domain')} is not supported")
             set_personality(8 if persona["domain"] == "LINUX32" else 0)
 
-    def _build_root(self) -> int | None:
-        root = Root(self._fds[self._job["root"]])
-        self._step("root")
-        binds: dict[int, int] = self._job["binds"]
+    def _set_sysctl(self, key: str, value: str) -> None:
+        # Both a.b.c and a/b/c are in use; a name with a dot inside (an interface) needs the latter.
+        name = key if "/" in key else key.replace(".", "/")
+        if ".." in name.split("/"):
+            raise OciError(f"invalid sysctl {key}")
+        try:
+            if self._stage is not None:
+                fd = self._stage.open_sysctl(name)
+            else:
+                fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, str(value).encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise because(f"cannot set sysctl {key} to {value}", error) from error
+
+    def _build_root(self) -> None:
         mounts = all_mounts(self._spec)
-        cgroups = [(name, self._fds[index]) for name, index in self._job["cgroups"]]
-        for number, mount in enumerate(mounts):
-            tree = self._fds[binds[number]] if number in binds else None
-            root.mount(mount, tree, cgroups)
-        self._step("mounts")
+        letter, trees, fds = self._channel.receive(most_fds=253)
+        if letter != MOUNTS:
+            os._exit(_NOBODY_WAITS)
+        self._step("waited")
+        root = Root(fds[0])
+        root.attach()
         linux = self._spec.get("linux") or {}
-        if _makes_devices(mounts):
-            self._make_devices(root, linux)
-        master = self._open_terminal(root) if self._process.get("terminal") else None
+        ahead = self._stage.fitting(self._spec) if self._stage else set()
+        self._mount(root, mounts, trees, fds, ahead)
+        self._step("mounts")
+        if "/dev" not in ahead and _makes_devices(mounts):
+            self._populate_dev(root)
+        for device in linux.get("devices") or ():
+            devices.create(root.fd, device)
+        if self._process.get("terminal"):
+            self._open_terminal(root)
         for path in linux.get("readonlyPaths") or ():
-            root.make_readonly(path)
+            if "/proc" not in ahead or not path.startswith("/proc/"):
+                root.make_readonly(path)
         for path in linux.get("maskedPaths") or ():
-            root.mask(path)
+            if "/proc" not in ahead or not path.startswith("/proc/"):
+                root.mask(path)
         self._step("masks")
         self._run_hooks("createContainer")
         _make_working_directory(root, self._process["cwd"])
@@ -186,9 +216,25 @@ class Init:
         readonly = bool((self._spec.get("root") or {}).get("readonly"))
         root.enter(linux.get("rootfsPropagation") or "", readonly=readonly)
         self._step("pivot")
-        return master
 
-    def _make_devices(self, root: Root, linux: dict[str, Any]) -> None:
+    def _mount(
+        self,
+        root: Root,
+        mounts: list[Mount],
+        trees: dict[str, Any],
+        fds: list[int],
+        ahead: set[str],
+    ) -> None:
+        binds: dict[int, int] = trees["binds"]
+        cgroups = [(name, fds[index]) for name, index in trees["cgroups"]]
+        for number, mount in enumerate(mounts):
+            if mount.destination in ahead and self._stage is not None:
+                if (part := self._stage.part(mount.destination)) >= 0:
+                    root.take(mount, part)
+            else:
+                root.mount(mount, fds[binds[number]] if number in binds else None, cgroups)
+
+    def _populate_dev(self, root: Root) -> None:
         directory = paths.make(root.fd, "/dev", directory=True)
         try:
             devices.populate(directory)
@@ -196,27 +242,15 @@ class Init:
             raise because("cannot populate /dev", error) from error
         finally:
             os.close(directory)
-        for device in linux.get("devices") or ():
-            devices.create(root.fd, device)
-        self._step("devices")
 
-    def _open_terminal(self, root: Root) -> int:
+    def _open_terminal(self, root: Root) -> None:
         master = root.open_terminal()
         if size := self._job["console_size"]:
             terminal.resize(master, *size)
         slave = terminal.open_slave(master, (self._process.get("user") or {}).get("uid") or 0)
         root.put_console(slave)
-        # Kept where the job's stdin was: `_stdio` takes it from there.
-        os.dup2(slave, self._fds[0])
-        os.close(slave)
-        return master
-
-    def _stdio(self, master: int | None) -> None:
-        if master is not None:
-            terminal.take(os.dup(self._fds[0]))
-            return
-        for number in range(3):
-            os.dup2(self._fds[number], number)
+        self._channel.send(TERMINAL, None, [master])
+        terminal.take(slave)
 
     def _run_hooks(self, name: str) -> None:
         hooks = (self._spec.get("hooks") or {}).get(name)
@@ -235,21 +269,6 @@ def _make_working_directory(root: Root, path: str) -> None:
         os.close(paths.make(root.fd, path, directory=True))
     except OSError:
         pass
-
-
-def _set_sysctl(key: str, value: str) -> None:
-    # Both a.b.c and a/b/c are in use; a name with a dot inside (an interface) needs the latter.
-    name = key if "/" in key else key.replace(".", "/")
-    if ".." in name.split("/"):
-        raise OciError(f"invalid sysctl {key}")
-    try:
-        fd = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, str(value).encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise because(f"cannot set sysctl {key} to {value}", error) from error
 
 
 def _bring_up_loopback() -> None:

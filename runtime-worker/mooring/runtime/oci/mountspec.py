@@ -22,7 +22,6 @@ from .mountapi import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
 # Option to (attributes set, attributes cleared).
@@ -151,7 +150,7 @@ def propagation_of_root(name: str) -> int:
     return _PROPAGATION[word]
 
 
-def signature(mount: dict[str, Any]) -> tuple[str, str, frozenset[str]]:
-    """What two mounts must share to be the same: where, which file system, which options."""
-    options: Sequence[str] = mount.get("options") or ()
-    return mount.get("destination") or "", mount.get("type") or "", frozenset(options)
+def is_bind(mount: dict[str, Any]) -> bool:
+    """Whether a mount of the configuration shows a part of the host's tree."""
+    options = mount.get("options") or ()
+    return mount.get("type") == "bind" or "bind" in options or "rbind" in options

@@ -54,14 +54,17 @@ class Root:
 
     __slots__ = ("_empty", "fd")
 
-    def __init__(self, tree: int) -> None:
-        self.fd = tree
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
         self._empty = -1
+
+    def attach(self) -> None:
+        """Make it part of this mount namespace."""
         # Stacked on the host's root, where no absolute path meets it: it needs no directory, and
         # nothing of the host is hidden while the container is being put together.
         top = os.open("/", O_PATH | os.O_CLOEXEC)
         try:
-            attach(tree, top)
+            attach(self.fd, top)
         except OSError as error:
             raise because("cannot attach the root filesystem", error) from error
         finally:
@@ -98,15 +101,11 @@ class Root:
         os.close(tree)
 
     def _mount_new(self, mount: Mount) -> None:
-        if mount.fstype in ("proc", "sysfs"):
-            target = self._plain_directory(mount)
-        else:
-            target = self._directory(mount.destination)
-        self._check_target(mount.destination, target)
+        target = self._target(mount)
         tree = self._filesystem(mount)
         if mount.fstype == "tmpfs":
             self._populate_tmpfs(mount, target, tree)
-            # What is read-only is so for the container, not for us.
+        # What is read-only is so for the container, not for us.
         if mount.set & MOUNT_ATTR_RDONLY:
             set_attributes(tree, MOUNT_ATTR_RDONLY)
         for flag, recursive in mount.propagation:
@@ -122,6 +121,24 @@ class Root:
             for key, value in mount.options:
                 filesystem.option(key, value)
             return filesystem.mount((mount.set | mount.recursive_set) & ~MOUNT_ATTR_RDONLY)
+
+    def take(self, mount: Mount, tree: int) -> None:
+        """Put a mount that was made ahead where the configuration wants it."""
+        try:
+            target = self._target(mount)
+            attach(tree, target)
+            os.close(target)
+            os.close(tree)
+        except OSError as error:
+            raise because(f"cannot mount {mount.destination}", error) from error
+
+    def _target(self, mount: Mount) -> int:
+        if mount.fstype in ("proc", "sysfs"):
+            target = self._plain_directory(mount)
+        else:
+            target = self._directory(mount.destination)
+        self._check_target(mount.destination, target)
+        return target
 
     def _plain_directory(self, mount: Mount) -> int:
         """The target of proc or sysfs: never behind a link that an image has put there."""
@@ -164,8 +181,7 @@ class Root:
 
     def _mount_cgroups(self, mount: Mount, cgroups: list[tuple[str, int]]) -> None:
         """v1: a tmpfs with the container's own cgroup of each hierarchy in it; v2: that cgroup."""
-        target = self._directory(mount.destination)
-        self._check_target(mount.destination, target)
+        target = self._target(mount)
         if len(cgroups) == 1 and not cgroups[0][0]:
             tree = cgroups[0][1]
             set_attributes(tree, mount.set, mount.clear)

@@ -1,0 +1,106 @@
+"""Further programs in a running container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mooring.runtime.oci.container import OciError, Running
+
+from .conftest import Box, default_spec
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def spec() -> dict[str, Any]:
+    return default_spec("sleep", "100")
+
+
+@pytest.fixture
+def running(box: Box, spec: dict[str, Any]) -> Iterator[Running]:
+    reader, writer = os.pipe()
+    container = box.start(spec, stdout=writer)
+    os.close(writer)
+    yield container
+    if container in box.running:
+        box.clean(container)
+    os.close(reader)
+
+
+def test_it_joins_every_namespace_of_init(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    command = "for n in mnt uts ipc pid net cgroup; do readlink /proc/self/ns/$n; done"
+    theirs = [
+        os.readlink(f"/proc/{running.pid}/ns/{name}")
+        for name in ("mnt", "uts", "ipc", "pid", "net", "cgroup")
+    ]
+    assert box.exec(running, spec, "sh", "-c", command).output.split() == theirs
+
+
+def test_it_joins_the_cgroup_of_init(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    output = box.exec(running, spec, "cat", "/proc/self/cgroup").output
+    with open(f"/proc/{running.pid}/cgroup") as file:
+        assert output == file.read()
+
+
+def test_its_exit_code_arrives(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    assert box.exec(running, spec, "sh", "-c", "exit 5").code == 5
+
+
+def test_it_has_the_user_and_directory_asked_for(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    user = {"uid": 12, "gid": 13}
+    result = box.exec(running, spec, "sh", "-c", "id -u; id -g; pwd", user=user, cwd="/tmp")
+    assert result.output == "12\n13\n/tmp\n"
+
+
+def test_it_has_a_terminal_if_asked(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    result = box.exec(running, spec, "sh", "-c", "tty; stty size", terminal=True)
+    assert result.output.split() == ["/dev/pts/0", "24", "80"]
+
+
+def test_it_has_no_descriptor_but_stdio(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    result = box.exec(running, spec, "sh", "-c", "echo /proc/self/fd/*")
+    assert len(result.output.split()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("program", "code"), [("nope", 127), ("/nope", 127), ("/etc", 126), ("/bin", 126)]
+)
+def test_what_can_not_run_has_the_code_of_a_shell(
+    box: Box, running: Running, spec: dict[str, Any], program: str, code: int
+) -> None:
+    with pytest.raises(OciError) as e:
+        box.exec(running, spec, program)
+    assert e.value.exit_code == code
+
+
+def test_a_missing_directory_is_an_error(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    with pytest.raises(OciError, match="chdir to cwd"):
+        box.exec(running, spec, "true", cwd="/nowhere")
+
+
+def test_a_paused_container_refuses(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    running.cgroup.freeze()
+    with pytest.raises(OciError, match="paused"):
+        box.exec(running, spec, "true")
+    running.cgroup.thaw()
+
+
+def test_a_container_that_has_exited_refuses(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    running.cgroup.kill()
+    os.waitpid(running.pid, 0)
+    with pytest.raises(OciError):
+        box.exec(running, spec, "true")
+
+
+def test_the_caller_stays_where_it_was(box: Box, running: Running, spec: dict[str, Any]) -> None:
+    before = os.readlink("/proc/self/ns/pid_for_children")
+    box.exec(running, spec, "true")
+    assert os.readlink("/proc/self/ns/pid_for_children") == before
