@@ -68,9 +68,22 @@ class LogReader:
                 # Segments end between frames, so all of this one is whole.
                 position = max(position, following)
             elif self._open(base, None):
-                position = base + whole_end(self._fd, max(position - base, 0))[0]
+                if position <= base:
+                    # Nothing is known of it yet: not all of a long segment need be walked.
+                    position = self._last_hint(base)
+                position = base + whole_end(self._fd, position - base)[0]
         self._end = max(self._end, position)
         return self._end
+
+    def _last_hint(self, base: int) -> int:
+        """The last frame of the open segment that the index knows of, or where it begins."""
+        for offset, _ in reversed(read_index(self.directory)):
+            if offset <= base:
+                break
+            header = os.pread(self._fd, HEADER_SIZE, offset - base)
+            if len(header) == HEADER_SIZE and HEADER.unpack(header)[0] == MAGIC:
+                return offset
+        return base
 
     def read(self, offset: int, limit: int) -> bytes:
         """Up to `limit` bytes of the log from `offset`; b"" at its end. RotatedAway."""
