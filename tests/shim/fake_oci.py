@@ -31,8 +31,8 @@ class Stub:
 class Cgroup:
     """The processes of one session stand for those of a cgroup."""
 
-    def __init__(self, leader: int) -> None:
-        self._leaders = [leader]
+    def __init__(self) -> None:
+        self._leaders: list[int] = []
         self._frozen = False
 
     def join(self, pid: int) -> None:
@@ -85,17 +85,21 @@ class Cgroup:
 
 
 class Running:
+    root = None
+
     def __init__(self, pid: int, pidfd: int, master: int | None, cgroup: Cgroup) -> None:
         self.pid, self.pidfd, self.master, self.cgroup = pid, pidfd, master, cgroup
+        cgroup.join(pid)
 
 
 def prepare(cgroup_path: str | None) -> Stub:
     return Stub()
 
 
-def attach(path: str) -> Cgroup:
-    """As mooring.runtime.oci.cgroups.attach: here the path is the init's pid."""
-    return Cgroup(int(path.rpartition("/")[2]))
+class cgroups:
+    @staticmethod
+    def attach(path: str) -> Cgroup:
+        return Cgroup()
 
 
 def run(
@@ -116,7 +120,7 @@ def run(
     if timings is not None:
         timings.append(("fake", 0.001))
     process = _begin(spec["process"], stdin, stdout, stderr, console_size, before_exec)
-    return Running(process.pid, process.pidfd, process.master, Cgroup(process.pid))
+    return Running(process.pid, process.pidfd, process.master, Cgroup())
 
 
 class Process:

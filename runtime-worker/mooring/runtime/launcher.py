@@ -17,8 +17,10 @@ from _socket import (
     socket,
     socketpair,
 )
+from select import EPOLL_CLOEXEC, epoll
 
-from mooring.shim import packets, shim
+from mooring.runtime.oci.linux import prctl, set_name
+from mooring.shim import packets, shim, warm
 from mooring.shim.rawsignal import (
     SIG_DFL,
     SIG_IGN,
@@ -29,6 +31,7 @@ from mooring.shim.rawsignal import (
     SIGTERM,
 )
 from mooring.shim.rawsignal import signal as set_signal
+from mooring.shim.rehearsal import rehearse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ if TYPE_CHECKING:
 CONTROL = 3
 """The descriptor of the worker's socket. When it closes, the launcher ends; its shims go on."""
 
-_PACKET_BYTES = 64 << 10
+_PACKET_BYTES = 4 << 10
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(oci: Any = None) -> None:
@@ -46,71 +50,103 @@ def main(oci: Any = None) -> None:
         from mooring.runtime.oci import container
 
         oci = container
-    _name("mooring-launch")
+    set_name(b"mooring-launch")
     os.closerange(CONTROL + 1, 1 << 20)
     os.set_inheritable(CONTROL, False)
-    _null_streams()
-    # Whoever started us may end; a shim is nobody's job to reap.
-    set_signal(SIGCHLD, SIG_IGN)
+    _be_nobodys()
     control = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, CONTROL)
+    _warm_up()
     gc.collect()
     gc.freeze()
     gc.disable()
+    # Between two forks as little as possible is done here: every page that this process writes to
+    # is a page less that its shims share.
     while packet := control.recv(_PACKET_BYTES):
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         try:
-            request, _ = packets.split(packet)
-            if request.get("op") != "fork":
-                raise ValueError(f"the launcher knows no operation {request.get('op')!r}")
-            _fork(control, request, oci)
-        except (ValueError, OSError) as error:
-            control.send(packets.dump({"error": {"kind": "internal", "message": str(error)}}))
-
-
-def _fork(control: socket, request: dict[str, Any], oci: Any) -> None:
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    pid = os.fork()
-    if not pid:
-        try:
+            pid = os.fork()
+        except OSError as error:
+            _refuse(control, error)
+            continue
+        if not pid:
             control.close()
             ours.close()
-            _become_shim(request)
-            shim.serve(theirs, request.get("cgroup"), oci)
-        except BaseException as error:
-            _last_words(error)
-            os._exit(1)
-        os._exit(0)
-    theirs.close()
-    with_socket = [(SOL_SOCKET, SCM_RIGHTS, ours.fileno().to_bytes(4, "little"))]
-    control.sendmsg([packets.dump({"pid": pid})], with_socket)
-    ours.close()
+            _be_shim(packet, theirs, oci)
+        control.sendmsg(
+            [b'{"pid":%d}' % pid],
+            [(SOL_SOCKET, SCM_RIGHTS, ours.fileno().to_bytes(4, "little"))],
+        )
+        ours.close()
+        theirs.close()
 
 
-def _become_shim(request: dict[str, Any]) -> None:
+def _refuse(control: socket, error: OSError) -> None:
+    control.send(packets.dump({"error": {"kind": "unavailable", "message": str(error)}}))
+
+
+def _be_nobodys() -> None:
+    """Once, here, what every shim inherits: its memory stays the smaller for it."""
     os.setsid()
-    os.dup2(0, 2)
     os.chdir("/")
     os.umask(0o022)
-    set_signal(SIGCHLD, SIG_DFL)
-    # A shim ends when its container has ended, not before: those who mean the container say so.
-    for number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
-        set_signal(number, SIG_IGN)
-    _name("mooring-shim")
-    if directory := request.get("shim_cgroup"):
-        with open(f"{directory}/cgroup.procs", "w") as file:
-            file.write(str(os.getpid()))
-
-
-def _null_streams() -> None:
     null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1):
+    for fd in range(3):
         os.dup2(null, fd)
     if null > 2:
         os.close(null)
+    # Nobody has to bury shims. One ends when its container has ended, not before: whoever means
+    # the container says so. The launcher ends when its socket closes.
+    for number in (SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+        set_signal(number, SIG_IGN)
 
 
-def _name(name: str) -> None:
-    with open("/proc/self/comm", "w") as file:
-        file.write(name)
+def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
+    """The child's life; it ends here."""
+    try:
+        set_name(b"mooring-shim")
+        set_signal(SIGCHLD, SIG_DFL)
+        # What its helpers have started becomes its child when they end.
+        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        sleeper = epoll(flags=EPOLL_CLOEXEC)
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        helper = os.fork()
+        if not helper:
+            ours.close()
+            os._exit(_help(packet, worker, theirs, sleeper, oci))
+        worker.close()
+        theirs.close()
+        shim.main(oci, ours, sleeper, helper)
+    except BaseException as error:
+        _last_words(error)
+        os._exit(1)
+    os._exit(0)
+
+
+def _help(packet: bytes, worker: socket, shim_: socket, sleeper: epoll, oci: Any) -> int:
+    try:
+        set_name(b"mooring-start")
+        request, _ = packets.split(packet)
+        if request.get("op") != "fork":
+            raise ValueError(f"the launcher knows no operation {request.get('op')!r}")
+        if directory := request.get("shim_cgroup"):
+            for pid in (os.getppid(), os.getpid()):
+                with open(f"{directory}/cgroup.procs", "wb", 0) as file:
+                    file.write(b"%d" % pid)
+        return warm.serve(worker, shim_, sleeper, request.get("cgroup"), oci)
+    except BaseException as error:
+        _last_words(error)
+        return warm.NOTHING_STARTED
+
+
+def _warm_up() -> None:
+    """Use once what shims will use (see rehearsal.py); where that fails they only cost more."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 0)
+    for directory in ("/dev/shm", "/tmp"):
+        try:
+            rehearse(f"{directory}/mooring-launch-{os.getpid()}")
+            return
+        except OSError:
+            continue
 
 
 def _last_words(error: BaseException) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from _socket import (
     AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SCM_RIGHTS,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _FIONREAD = 0x541B
 _QUEUE = 256
+_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
+_CLOEXEC = MSG_CMSG_CLOEXEC
 _TYPE = SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC
 
 
@@ -52,7 +56,7 @@ class Connection:
         packet = join(head)
         if not self._queue:
             try:
-                self._socket.send(packet, MSG_DONTWAIT | MSG_NOSIGNAL)
+                self._socket.send(packet, _FLAGS)
                 return
             except BlockingIOError:
                 self._loop.watch(self.fd, READ | WRITE, self._ready)
@@ -67,24 +71,19 @@ class Connection:
         if (ident := request.get("id")) is not None:
             self.send({"id": ident, "ok": True, **(fields or {})})
 
-    def refuse(self, request: Fields, kind: str, message: str, exit_code: int = 0) -> None:
-        """Answer a request with an error."""
+    def refuse(self, request: Fields, error: Fields) -> None:
+        """Answer a request with an error: `kind`, `message` and perhaps `exit_code`."""
         if (ident := request.get("id")) is not None:
-            error: Fields = {"kind": kind, "message": message}
-            if exit_code:
-                error["exit_code"] = exit_code
             self.send({"id": ident, "error": error})
 
     def answer_with(self, request: Fields, fields: Fields, fds: list[int]) -> None:
         """Answer a request and hand duplicates of descriptors over (at most 253)."""
         packet = join({"id": request.get("id"), "ok": True, **fields})
-        rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
         try:
-            self._socket.sendmsg(
-                [packet], [(SOL_SOCKET, SCM_RIGHTS, rights)], MSG_DONTWAIT | MSG_NOSIGNAL
-            )
+            send_with(self._socket, packet, fds)
         except BlockingIOError:
-            self.refuse(request, "unavailable", "the connection has no room for descriptors")
+            text = "the connection has no room for descriptors"
+            self.refuse(request, {"kind": "unavailable", "message": text})
 
     def close(self) -> None:
         """Close it; packets still queued are dropped."""
@@ -98,7 +97,7 @@ class Connection:
         """Send what is queued, as far as the peer takes it at once."""
         try:
             while self._queue:
-                self._socket.send(self._queue[0], MSG_DONTWAIT | MSG_NOSIGNAL)
+                self._socket.send(self._queue[0], _FLAGS)
                 del self._queue[0]
         except OSError:
             return
@@ -131,44 +130,29 @@ class Connection:
 class Listener:
     """`shim.sock`, and every connection of the shim."""
 
-    __slots__ = ("_handler", "_loop", "_socket", "connections", "forgotten")
+    __slots__ = ("_forgotten", "_handler", "_loop", "_socket", "connections")
 
     def __init__(
-        self, loop: Loop, path: str, handler: Request, forgotten: Callable[[Connection], None]
+        self, loop: Loop, fd: int, handler: Request, forgotten: Callable[[Connection], None]
     ) -> None:
-        """Listen at `path`, relative to the working directory: sun_path takes 107 bytes."""
         self._loop = loop
         self._handler = handler
-        self.forgotten = forgotten
+        self._forgotten = forgotten
         self.connections: list[Connection] = []
-        self._socket = socket(AF_UNIX, _TYPE)
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        self._socket.bind(path)
-        self._socket.listen(16)
+        self._socket = socket(AF_UNIX, _TYPE, 0, fd)
+        loop.watch(fd, READ, self._accept)
 
-    def start(self) -> None:
-        """Accept connections."""
-        self._loop.watch(self._socket.fileno(), READ, self._accept)
+    @property
+    def fd(self) -> int:
+        """The listening descriptor."""
+        return self._socket.fileno()
 
-    def connect(self, path: str) -> Connection | None:
-        """Speak to the peer that listens at `path`; None if nobody does."""
-        sock = socket(AF_UNIX, _TYPE)
-        directory = -1
-        try:
-            if len(path) > 100:
-                directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
-                path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-            sock.connect(path)
-        except OSError:
-            sock.close()
-            return None
-        finally:
-            if directory >= 0:
-                os.close(directory)
-        return self._add(sock)
+    def add(self, fd: int) -> Connection:
+        """Speak over a connected socket."""
+        sock = socket(AF_UNIX, _TYPE, 0, fd)
+        connection = Connection(self._loop, sock, self._handler, self._remove)
+        self.connections.append(connection)
+        return connection
 
     def tell(self, event: Fields) -> None:
         """Send an event to every peer."""
@@ -188,13 +172,58 @@ class Listener:
             fd, _ = self._socket._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        self._add(socket(AF_UNIX, _TYPE, 0, fd))
-
-    def _add(self, sock: socket) -> Connection:
-        connection = Connection(self._loop, sock, self._handler, self._remove)
-        self.connections.append(connection)
-        return connection
+        self.add(fd)
 
     def _remove(self, connection: Connection) -> None:
         self.connections.remove(connection)
-        self.forgotten(connection)
+        self._forgotten(connection)
+
+
+def listen(path: str) -> socket:
+    """A listening socket at `path`, relative to the working directory: sun_path is short."""
+    sock = socket(AF_UNIX, _TYPE)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    sock.bind(path)
+    sock.listen(16)
+    return sock
+
+
+def connect(path: str) -> socket | None:
+    """A socket connected to who listens at `path`; None if nobody does."""
+    sock = socket(AF_UNIX, _TYPE)
+    directory = -1
+    try:
+        if len(path) > 100:
+            directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        return None
+    finally:
+        if directory >= 0:
+            os.close(directory)
+    return sock
+
+
+def send_with(sock: socket, packet: bytes, fds: list[int]) -> None:
+    """Send a packet and duplicates of descriptors (at most 253). OSError."""
+    rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
+    sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, rights)] if fds else [], _FLAGS)
+
+
+def receive_with(sock: socket, size: int) -> tuple[bytes, list[int]]:
+    """The next packet, not waited for, and the descriptors that came with it; b"" at the end."""
+    try:
+        packet, ancillary, _, _ = sock.recvmsg(size, CMSG_SPACE(253 * 4), _FLAGS | _CLOEXEC)
+    except BlockingIOError:
+        return b"", []
+    fds = []
+    for _, _, rights in ancillary:
+        fds += [
+            int.from_bytes(rights[at : at + 4], "little") for at in range(0, len(rights) - 3, 4)
+        ]
+    return packet, fds

@@ -8,7 +8,7 @@ from time import time_ns
 from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump
-from .processes import Streams, exit_status, resize
+from .processes import Streams, exit_status, open_input, record_streams, resize
 from .record import remove_tree, start_time, write_record
 from .stdin import Input
 from .stdio import Recorder
@@ -29,9 +29,11 @@ class Exec:
     """One exec, running or exited; its directory is `execs/<id>` below the working directory."""
 
     __slots__ = (
+        "_announced",
         "_ended",
         "_leaving",
         "_loop",
+        "_waiting",
         "directory",
         "exit_code",
         "id",
@@ -47,6 +49,8 @@ class Exec:
         self._loop = loop
         self._ended = ended
         self._leaving = False
+        self._waiting: list[Callable[[dict[str, Any]], None]] = []
+        self._announced: dict[str, Any] | None = None
         self.id = ident
         self.tty = tty
         self.directory = f"execs/{ident}"
@@ -64,21 +68,40 @@ class Exec:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
             log.begin_run(1)
             self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
-        return Streams(self.tty, wants_input, self.recorder)
+        return Streams(self.tty, wants_input, wants_output)
 
-    def started(self, streams: Streams, pid: int, pidfd: int, master: int | None) -> None:
+    def started(self, streams: Streams, pid: int, fds: dict[str, int], wants_input: bool) -> None:
         """The process runs: record it, read its output, wait for its end."""
-        self.pid, self.pidfd = pid, pidfd
-        if master is not None:
-            self.master = master
-            streams.use_terminal(master, self.recorder)
-        self.input = streams.open_input(self._loop, True)
+        self.pid, self.pidfd = pid, fds["pidfd"]
+        self.master = fds.get("master", -1)
+        fds = {**streams.ours, **fds}
+        self.input = open_input(self._loop, fds, wants_input, True)
         record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
         record |= {"started_ns": time_ns(), "tty": self.tty}
         write_record(f"{self.directory}/exec.json", record)
         if self.recorder is not None:
+            record_streams(self.recorder, fds)
             self.recorder.start()
-        self._loop.watch(pidfd, READ, self._exited)
+        self._loop.watch(self.pidfd, READ, self._exited)
+
+    def when_started(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call back with the result of its start, now or as soon as it is known."""
+        if self._announced is None:
+            self._waiting.append(callback)
+        else:
+            callback(self._announced)
+
+    def announce(self, result: dict[str, Any]) -> None:
+        """The result of its start is known: a pid, or an error."""
+        self._announced = result
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback(result)
+
+    @property
+    def running(self) -> bool:
+        """Not yet ended; also while it is being started."""
+        return self.exit_code is None
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal; nothing without one."""

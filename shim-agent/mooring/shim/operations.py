@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 class Refusal(Exception):
     """A request that is answered with an error; `kind` is one of kit.errors."""
 
-    def __init__(self, kind: str, message: str, exit_code: int = 0) -> None:
+    def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        self.exit_code = exit_code
 
 
 def _hello(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -61,17 +60,17 @@ def _resize(shim: Shim, connection: Connection, request: Request, raw: bytes) ->
     rows, columns = int(request["rows"]), int(request["columns"])
     if request.get("exec"):
         _exec(shim, request["exec"]).resize(rows, columns)
-    elif shim.running.master is not None:
-        resize(shim.running.master, rows, columns)
+    elif shim.master >= 0:
+        resize(shim.master, rows, columns)
     connection.answer(request)
 
 
 def _kill(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     signal = int(request["signal"])
-    cgroup = shim.running.cgroup
+    cgroup = shim.cgroup
     try:
         if not request.get("all"):
-            pidfd_send_signal(shim.running.pidfd, signal)
+            pidfd_send_signal(shim.pidfd, signal)
         elif signal == SIGKILL:
             cgroup.kill()
         else:
@@ -82,19 +81,16 @@ def _kill(shim: Shim, connection: Connection, request: Request, raw: bytes) -> N
     if signal == SIGKILL and shim.paused:
         # On cgroup v1 a frozen process does not even die.
         cgroup.thaw()
-        shim.paused = False
     connection.answer(request)
 
 
 def _pause(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    shim.running.cgroup.freeze()
-    shim.paused = True
+    shim.cgroup.freeze()
     connection.answer(request)
 
 
 def _resume(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    shim.running.cgroup.thaw()
-    shim.paused = False
+    shim.cgroup.thaw()
     connection.answer(request)
 
 
@@ -102,16 +98,23 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
     ident = request["exec"]
     if not ident or "/" in ident or ident in (".", ".."):
         raise Refusal("invalid_parameter", f"not an exec id: {ident}")
+
+    def answer(result: dict[str, Any]) -> None:
+        if "error" in result:
+            connection.refuse(request, result["error"])
+        else:
+            connection.answer(request, result)
+
     entry = shim.execs.get(ident)
     if entry is None:
-        if shim.paused or shim.running.cgroup.frozen():
-            # A process that joins a frozen cgroup stops half made, and we with it.
+        if shim.paused:
+            # A process that joins a frozen cgroup stops half made.
             text = f"Container {shim.id} is paused, unpause the container before exec"
             raise Refusal("conflict", text)
         entry = Exec(shim.loop, ident, bool(request["tty"]), shim.exec_ended)
         shim.begin_exec(entry, request)
-        shim.execs[ident] = entry
-    connection.answer(request, {"pid": entry.pid})
+    # Asked again, by an agent that did not hear the answer, it is the same exec.
+    entry.when_started(answer)
 
 
 def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -124,7 +127,7 @@ def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes)
 def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     entry = shim.execs.get(request["exec"])
     if entry is not None:
-        if entry.exit_code is None:
+        if entry.running:
             raise Refusal("conflict", f"exec {entry.id} is running")
         del shim.execs[entry.id]
         entry.discard()
@@ -132,15 +135,15 @@ def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: byte
 
 
 def _pids(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    connection.answer(request, {"pids": shim.running.cgroup.pids()})
+    connection.answer(request, {"pids": shim.cgroup.pids()})
 
 
 def _stats(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    connection.answer(request, {"stats": shim.running.cgroup.stats()})
+    connection.answer(request, {"stats": shim.cgroup.stats()})
 
 
 def _update(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    shim.running.cgroup.apply(request["resources"])
+    shim.cgroup.apply(request["resources"])
     connection.answer(request)
 
 

@@ -20,26 +20,24 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 
 class Streams:
-    """Both ends of a process's standard streams, until the process has its own.
+    """Both ends of a process's standard streams, made before the process is.
 
-    `child` is what the process gets as 0, 1 and 2. With a terminal it gets that instead, and
-    `use_terminal` is called with its master.
+    `child` is what the process gets as 0, 1 and 2. `ours` are the other ends by name: `stdin`,
+    `stdout`, `stderr`; with a terminal, `inlet` and `outlet` of the pipe that its output takes.
     """
 
-    __slots__ = ("_tty", "_wants_input", "child", "input")
+    __slots__ = ("child", "ours")
 
-    def __init__(self, tty: bool, wants_input: bool, recorder: Recorder | None) -> None:
-        self._tty = tty
-        self._wants_input = wants_input
-        self.input = -1
+    def __init__(self, tty: bool, wants_input: bool, wants_output: bool) -> None:
+        self.ours: dict[str, int] = {}
         stdin = stdout = stderr = NULL
+        if tty and wants_output:
+            self.ours["outlet"], self.ours["inlet"] = os.pipe2(os.O_CLOEXEC)
         if not tty and wants_input:
-            stdin, self.input = os.pipe2(os.O_CLOEXEC)
-        if not tty and recorder is not None:
-            out, stdout = os.pipe2(os.O_CLOEXEC)
-            err, stderr = os.pipe2(os.O_CLOEXEC)
-            recorder.add(STDOUT, out)
-            recorder.add(STDERR, err)
+            stdin, self.ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+        if not tty and wants_output:
+            self.ours["stdout"], stdout = os.pipe2(os.O_CLOEXEC)
+            self.ours["stderr"], stderr = os.pipe2(os.O_CLOEXEC)
         self.child = (stdin, stdout, stderr)
 
     def close_child(self) -> None:
@@ -49,24 +47,35 @@ class Streams:
                 os.close(fd)
         self.child = (NULL, NULL, NULL)
 
-    def abandon(self) -> None:
-        """There is no process: close the input; the outputs belong to the recorder."""
-        if self.input >= 0:
-            os.close(self.input)
-            self.input = -1
+    def close(self) -> None:
+        """There is no process."""
+        self.close_child()
+        for fd in self.ours.values():
+            os.close(fd)
+        self.ours = {}
 
-    def use_terminal(self, master: int, recorder: Recorder | None) -> None:
-        """Read the terminal into the log, by way of a pipe; write to it what clients send."""
-        fcntl(master, F_SETFL, fcntl(master, F_GETFL) | os.O_NONBLOCK)
-        if recorder is not None:
-            out, inlet = os.pipe2(os.O_CLOEXEC)
-            recorder.add(STDOUT, out, inlet, master)
-        if self._wants_input:
-            self.input = os.dup(master)
 
-    def open_input(self, loop: Loop, once: bool) -> Input:
-        """The input that clients write to."""
-        return Input(loop, self.input, once)
+def record_streams(recorder: Recorder, fds: dict[str, int]) -> None:
+    """Read the streams (or the terminal) of `fds` into the log."""
+    if "outlet" in fds and "master" in fds:
+        set_nonblocking(fds["master"])
+        recorder.add(STDOUT, fds["outlet"], fds["inlet"], fds["master"])
+    if "stdout" in fds:
+        recorder.add(STDOUT, fds["stdout"])
+    if "stderr" in fds:
+        recorder.add(STDERR, fds["stderr"])
+
+
+def open_input(loop: Loop, fds: dict[str, int], wants_input: bool, once: bool) -> Input:
+    """The input that clients write to: a pipe, or the terminal."""
+    if wants_input and "master" in fds:
+        return Input(loop, os.dup(fds["master"]), once)
+    return Input(loop, fds.get("stdin", -1), once)
+
+
+def set_nonblocking(fd: int) -> None:
+    """Reads and splices of this file return instead of waiting."""
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | os.O_NONBLOCK)
 
 
 def resize(master: int, rows: int, columns: int) -> None:

@@ -1,34 +1,41 @@
 """The process beside each container: parent of its init, holder of its streams, keeper of its log.
 
-It is forked by the launcher, waits warm, becomes the shim of one run by one packet, and ends when
-the container has ended. It needs nobody: agents come and go at its socket.
+It is forked by the launcher, sleeps while its helper (warm.py) starts the container and for as long
+as nothing happens, and ends when the container has ended. It needs nobody: agents come and go at
+its socket.
 """
 
 from __future__ import annotations
 
+import gc
 import os
-from _socket import MSG_NOSIGNAL
 from time import monotonic, time_ns
 
-from .control import Connection, Listener
+from .control import Connection, Listener, receive_with
 from .execs import Exec
+from .helper import Helper
 from .log import LogWriter
 from .loop import READ, Loop
 from .operations import OPERATIONS, Refusal
 from .packets import dump, parse
-from .processes import Streams, exit_status
-from .record import fault, start_time, write_record
+from .processes import exit_status, open_input, record_streams
+from .rawsignal import SIGKILL, pidfd_send_signal
+from .record import fault, write_record
 from .stdin import Input
 from .stdio import Recorder
+from .warm import NOTHING_STARTED, STARTED, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from select import epoll
     from typing import Any
 
-    from mooring.runtime.oci.container import Running, Stub
+    from mooring.runtime.oci.cgroup import Cgroup
+    from mooring.runtime.oci.container import Running
 
-_START_BYTES = 256 << 10
+_PACKET_BYTES = 64 << 10
+_ORPHANS_SECONDS = 10.0
 _DRAIN_SECONDS = 5.0
 """How long output is waited for after everything in the container was killed."""
 _DISK_SECONDS = 30.0
@@ -38,95 +45,79 @@ _DISK_SECONDS = 30.0
 class Shim:
     """One run of a container, from the start command to the exit record."""
 
-    def __init__(self, request: dict[str, Any], oci: Any) -> None:
+    def __init__(self, oci: Any, record: dict[str, Any], fds: dict[str, int]) -> None:
         self._oci = oci
-        self.request = request
-        self.loop = Loop()
-        self.id: str = request["id"]
-        self.run: int = request["run"]
-        self.execs: dict[str, Exec] = {}
-        self.paused = False
-        self.record: dict[str, Any] = {}
+        self._fds = fds
+        self._running: Running | None = None
+        self._helper = 0
+        self.record = record
         """shim.json."""
-        self.running: Running
+        self.id: str = record["id"]
+        self.run: int = record["run"]
+        self.loop = Loop()
+        self.execs: dict[str, Exec] = {}
         self.recorder: Recorder
         self.input: Input
         self.listener: Listener
-        self._own_pids = True
         self._deadline = 0.0
         self._exit: tuple[int | None, int] = (None, 0)
 
-    # --- start ---
+    # --- taking over ---
 
-    def start(self, stub: Stub | None) -> dict[str, Any]:
-        """Run the container; what the worker is answered. Raises what went wrong, undone."""
-        request = self.request
-        timings: list[tuple[str, float]] | None = [] if request.get("timings") else None
-        begun = monotonic()
-        # Every path of the run directory is relative from here on, and so short enough for a bind.
-        os.chdir(request["dir"])
-        fault("shim.started")
-        spec = self.spec()
-        seccomp = _read(request["seccomp"]) if request.get("seccomp") else None
-        namespaces = (spec.get("linux") or {}).get("namespaces") or []
-        self._own_pids = any(n["type"] == "pid" and not n.get("path") for n in namespaces)
-        log = LogWriter(request["log_dir"], request["log_max_size"], request["log_max_files"])
-        request["log_start"] = log.begin_run(self.run)
+    def take_over(self, running: bool) -> None:
+        """Watch everything. Not `running`: the helper died before it knew of the program."""
+        fds, record = self._fds, self.record
+        log = LogWriter(record["log_dir"], record["log_max_size"], record["log_max_files"])
         self.recorder = Recorder(self.loop, log)
-        streams = Streams(request["tty"], request["stdin"], self.recorder)
-        rootfs = request.get("rootfs")
-        size = request.get("console_size")
-        stdin, stdout, stderr = streams.child
-        if timings is not None:
-            timings.append(("shim.prepare", monotonic() - begun))
-        try:
-            self.running = self._oci.run(
-                spec,
-                bundle=request["bundle"],
-                rootfs=rootfs
-                and self._oci.Overlay(rootfs["lowers"], rootfs["upper"], rootfs["work"]),
-                cgroup_path=request["cgroup"],
-                seccomp=seccomp,
-                stub=stub,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                console_size=tuple(size) if size else None,
-                before_exec=self._before_exec,
-                **({"timings": timings} if timings is not None else {}),
-            )
-        except BaseException as error:
-            self._undo(getattr(error, "exit_code", 128))
-            raise
-        fault("shim.after_exec")
-        streams.close_child()
-        if self.running.master is not None:
-            streams.use_terminal(self.running.master, self.recorder)
-        self.input = streams.open_input(self.loop, bool(request["stdin_once"]))
+        record_streams(self.recorder, fds)
+        for output in self.recorder.outputs:
+            if output.stream == log.torn:
+                log.complete(output.fd)
+        log.cut()
+        self.input = open_input(self.loop, fds, record["stdin"], bool(record["stdin_once"]))
         self.recorder.start()
-        self.loop.watch(self.running.pidfd, READ, self._init_exited)
-        self.listener.start()
-        answer = {"pid": self.running.pid, "started_ns": self.record["started_ns"]}
-        if timings is not None:
-            timings.append(("shim.start", monotonic() - begun))
-            answer["timings"] = {name: round(seconds * 1000, 3) for name, seconds in timings}
-        return answer
+        self.loop.watch(fds["pidfd"], READ, self._init_exited)
+        self.listener = Listener(self.loop, fds["listener"], self._handle, self._disconnected)
+        if "agent" in fds:
+            self.listener.add(fds["agent"])
+        if not record["own_pids"]:
+            self.loop.later(_ORPHANS_SECONDS, self._bury_orphans)
+        if not running and "outlet" in fds:
+            # Its terminal went down with the helper.
+            pidfd_send_signal(fds["pidfd"], SIGKILL)
 
-    def join_agent(self) -> None:
-        """Say hello to the agent, if it is there; if not, it will find shim.sock."""
-        if path := self.request.get("agent_socket"):
-            agent = self.listener.connect(path)
-            if agent is not None:
-                agent.send({"event": "hello", **self.hello()})
+    @property
+    def pid(self) -> int:
+        """Of the container's init."""
+        pid: int = self.record["init_pid"]
+        return pid
 
-    def mark_executed(self) -> None:
-        """Leave the file that says: the program of this run was executed."""
-        os.close(os.open("executed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    @property
+    def pidfd(self) -> int:
+        """Of the container's init."""
+        return self._fds["pidfd"]
 
-    def spec(self) -> dict[str, Any]:
-        """The bundle's config.json; not kept, for it is large."""
-        spec: dict[str, Any] = parse(_read(self.request["bundle"] + "/config.json"))
-        return spec
+    @property
+    def master(self) -> int:
+        """Of the container's terminal; -1 without one."""
+        return self._fds.get("master", -1)
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The container's; made when first needed, as most shims never do before the end."""
+        if self._running is None:
+            self._running = self._oci.Running(
+                self.pid,
+                self.pidfd,
+                self._fds.get("master"),
+                self._oci.cgroups.attach(self.record["cgroup"]),
+            )
+        return self._running.cgroup
+
+    @property
+    def paused(self) -> bool:
+        """Whether its processes are frozen."""
+        return self.cgroup.frozen()
 
     def hello(self) -> dict[str, Any]:
         """shim.json and the state of the moment."""
@@ -137,55 +128,24 @@ class Shim:
             "execs": [e.summary() for e in self.execs.values()],
         }
 
-    def _before_exec(self, pid: int) -> None:
-        """All is set up and the program has not been executed: from here on we can be found."""
-        request = self.request
-        self.listener = Listener(self.loop, "shim.sock", self._handle, self._disconnected)
-        self.record = {
-            "version": 1,
-            "id": self.id,
-            "run": self.run,
-            "shim_pid": os.getpid(),
-            "shim_start": start_time(os.getpid()),
-            "init_pid": pid,
-            "init_start": start_time(pid),
-            "started_ns": time_ns(),
-            "exec_marker": "executed",
-        }
-        for name in _KEPT:
-            self.record[name] = request.get(name)
-        fault("shim.before_exec")
-        write_record("shim.json", self.record)
-
-    def _undo(self, exit_code: int) -> None:
-        """The program was not executed: as if this run had never been, but for its log."""
-        for name in ("shim.json", "shim.sock"):
-            try:
-                os.unlink(name)
-            except FileNotFoundError:
-                pass
-        try:
-            self.recorder.log.end_run(dump({"run": self.run, "exit_code": exit_code}))
-        except OSError:
-            pass
-
     # --- conversations ---
 
     def _handle(self, connection: Connection, request: dict[str, Any], raw: bytes) -> None:
         operation = OPERATIONS.get(request.get("op", ""))
         if operation is None:
             text = f"the shim knows no operation {request.get('op')!r}"
-            connection.refuse(request, "not_supported", text)
+            connection.refuse(request, {"kind": "not_supported", "message": text})
             return
         try:
             operation(self, connection, request, raw)
         except Refusal as refusal:
-            connection.refuse(request, refusal.kind, str(refusal), refusal.exit_code)
+            connection.refuse(request, {"kind": refusal.kind, "message": str(refusal)})
         except (KeyError, TypeError, ValueError) as error:
             text = f"{request['op']}: {type(error).__name__}: {error}"
-            connection.refuse(request, "invalid_parameter", text)
-        except OSError as error:
-            connection.refuse(request, "internal", f"{request['op']}: {error}")
+            connection.refuse(request, {"kind": "invalid_parameter", "message": text})
+        except Exception as error:
+            text = getattr(error, "message", None) or f"{request['op']}: {error}"
+            connection.refuse(request, {"kind": "internal", "message": text})
 
     def _disconnected(self, connection: Connection) -> None:
         self.recorder.disarm(connection)
@@ -196,32 +156,40 @@ class Shim:
     # --- the end ---
 
     def begin_exec(self, entry: Exec, request: dict[str, Any]) -> None:
-        """Start a process in the container; Refusal, and nothing left of it."""
-        path = request["seccomp"] if "seccomp" in request else self.request.get("seccomp")
+        """Start a process in the container, in a helper: joining it takes time and memory."""
+        path = request["seccomp"] if "seccomp" in request else self.record["seccomp"]
         size = request.get("console_size")
         streams = entry.open(bool(request.get("stdin")), bool(request.get("output", True)))
+        _ = self.cgroup
         stdin, stdout, stderr = streams.child
-        try:
+
+        def work() -> tuple[dict[str, Any], list[int]]:
             process = self._oci.exec_process(
-                self.running,
-                self.spec(),
+                self._running,
+                parse(read(self.record["bundle"] + "/config.json")),
                 request["process"],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 console_size=tuple(size) if size else None,
-                seccomp=_read(path) if path else None,
+                seccomp=read(path) if path else None,
             )
-        except Exception as error:
-            streams.close_child()
-            streams.abandon()
-            entry.discard()
-            code = getattr(error, "exit_code", 128)
-            kind = "internal" if code == 128 else "invalid_parameter"
-            text = getattr(error, "message", None) or repr(error)
-            raise Refusal(kind, text, code) from None
-        streams.close_child()
-        entry.started(streams, process.pid, process.pidfd, process.master)
+            fds = [process.pidfd] + ([process.master] if process.master is not None else [])
+            return {"pid": process.pid}, fds
+
+        def done(result: dict[str, Any], fds: list[int]) -> None:
+            if "error" in result:
+                streams.close()
+                del self.execs[entry.id]
+                entry.discard()
+            else:
+                streams.close_child()
+                names = dict(zip(("pidfd", "master"), fds, strict=False))
+                entry.started(streams, result["pid"], names, bool(request.get("stdin")))
+            entry.announce(result)
+
+        self.execs[entry.id] = entry
+        Helper(self.loop, work, done)
 
     def exec_ended(self, entry: Exec) -> None:
         """An exec has ended, and its output is whole."""
@@ -232,14 +200,42 @@ class Shim:
             pass  # Forgotten while it ran.
         self.listener.tell({"event": "exec_exit", **record})
 
-    def _init_exited(self, events: int) -> None:
-        pidfd = self.running.pidfd
+    def expect_helper(self, pid: int, pidfd: int) -> None:
+        """The helper is about to end; until then, the container's init is its child, not ours."""
+        self._helper = pid
+        self.loop.watch(pidfd, READ, lambda _: self._bury_helper(pidfd))
+
+    def _bury_helper(self, pidfd: int) -> None:
+        self._await_helper()
         self.loop.forget(pidfd)
-        self._exit = exit_status(pidfd)
+        os.close(pidfd)
+
+    def _await_helper(self) -> None:
+        if self._helper:
+            os.waitpid(self._helper, 0)
+            self._helper = 0
+
+    def _bury_orphans(self) -> None:
+        """Processes of a container without a pid namespace of its own may become our children."""
+        self.loop.later(_ORPHANS_SECONDS, self._bury_orphans)
+        known = {self.pid, *(entry.pid for entry in self.execs.values())}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in known:
+                return
+            os.waitpid(found.si_pid, 0)
+
+    def _init_exited(self, events: int) -> None:
+        self._await_helper()
+        self.loop.forget(self.pidfd)
+        self._exit = exit_status(self.pidfd)
         fault("shim.exited")
-        if not self._own_pids:
+        if not self.record["own_pids"]:
             # With a pid namespace, the kernel has killed the rest already.
-            self.running.cgroup.kill()
+            self.cgroup.kill()
         self._deadline = monotonic() + _DRAIN_SECONDS
         self.recorder.on_drained = self._finish
         if self.recorder.drained:
@@ -266,12 +262,12 @@ class Shim:
             "version": 1,
             "id": self.id,
             "run": self.run,
-            "pid": self.running.pid,
+            "pid": self.pid,
             "started_ns": self.record["started_ns"],
             "finished_ns": time_ns(),
             "exit_code": code,
             "signal": signal,
-            "oom_killed": self.running.cgroup.oom_kills() > 0,
+            "oom_killed": self.cgroup.oom_kills() > 0,
             "error": error,
         }
         fault("shim.before_exit_record")
@@ -285,9 +281,12 @@ class Shim:
             pass
         self.recorder.close()
         try:
-            self.running.cgroup.remove()
+            self.cgroup.remove()
         except Exception:
             pass  # Something unkillable is in it; the worker's reaper looks again.
+        if "root" in self._fds:
+            # The last to let go of an overlay waits for its upper directory to be written.
+            os.close(self._fds["root"])
         self.loop.stop()
 
     def _end_log(self, code: int | None) -> str:
@@ -302,64 +301,39 @@ class Shim:
         return ""
 
 
-_KEPT = (
-    "bundle",
-    "log_dir",
-    "log_start",
-    "log_max_size",
-    "log_max_files",
-    "cgroup",
-    "tty",
-    "stdin",
-    "stdin_once",
-    "seccomp",
-    "agent_socket",
-)
-"""What shim.json repeats of the start command: all that another shim needs to take over."""
+def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
+    """The life of a shim beside its helper: sleep until there is something to do, then do it."""
+    pidfd = os.pidfd_open(helper)
+    sleeper.register(pidfd, READ)
+    events = sleeper.poll(None, 1)
+    status = -1
+    if events[0][0] == pidfd:
+        status = os.waitpid(helper, 0)[1]
+        sleeper.unregister(pidfd)
+        if os.waitstatus_to_exitcode(status) == NOTHING_STARTED:
+            return
+        if status == STARTED:
+            sleeper.poll(None, 1)
+    _wake(oci, packets, sleeper, helper if status < 0 else 0, pidfd)
 
 
-def serve(sock: socket, cgroup: str | None, oci: Any) -> None:
-    """The life of a shim, from warm to the end; the launcher has just forked us. `sock` is the
-    worker's side of it: one start command, one answer."""
-    stub = oci.prepare(cgroup)
-    packet = sock.recv(_START_BYTES)
+def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) -> None:
+    packet, fds = receive_with(packets, _PACKET_BYTES)
     if not packet:
-        if stub is not None:
-            stub.abandon()
-        return
-    try:
-        shim = Shim(parse(packet), oci)
-    except (KeyError, TypeError, ValueError) as error:
-        _refuse_start(sock, "invalid_parameter", f"not a start command: {error!r}", 128)
-        stub.abandon()
-        return
-    del packet
-    try:
-        answer = shim.start(stub)
-    except Exception as error:
-        code = getattr(error, "exit_code", 128)
-        kind = "internal" if code == 128 else "invalid_parameter"
-        _refuse_start(sock, kind, getattr(error, "message", None) or repr(error), code)
-        return
-    shim.join_agent()
-    _send(sock, answer)
-    sock.close()
-    shim.mark_executed()
-    del answer, sock, stub
+        return  # The helper was killed before it had made anything that runs.
+    record = parse(packet)
+    named = dict(zip(record.pop("names"), fds, strict=True))
+    packet, fds = receive_with(packets, _PACKET_BYTES)
+    if packet:
+        named |= zip(parse(packet)["names"], fds, strict=True)
+    sleeper.close()
+    packets.close()
+    os.chdir(os.path.dirname(record.pop("path")))
+    gc.enable()
+    shim = Shim(oci, record, named)
+    if helper:
+        shim.expect_helper(helper, pidfd)
+    else:
+        os.close(pidfd)
+    shim.take_over(bool(packet))
     shim.loop.run()
-
-
-def _refuse_start(sock: socket, kind: str, message: str, exit_code: int) -> None:
-    _send(sock, {"error": {"kind": kind, "message": message, "exit_code": exit_code}})
-
-
-def _send(sock: socket, answer: dict[str, Any]) -> None:
-    try:
-        sock.send(dump(answer), MSG_NOSIGNAL)
-    except OSError:
-        pass  # The worker is gone; its successor finds shim.json.
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb", 0) as file:
-        return file.read()

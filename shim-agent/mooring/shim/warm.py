@@ -1,0 +1,247 @@
+"""The helper of a shim: it waits warm for the start command, makes the container, and ends.
+
+A shim lives as long as its container, and every page it writes to stays its own. So the shim
+itself only sleeps, and this child of it does the work of starting; what it makes (descriptors and
+a record) waits in a socket until something happens that the shim has to wake up for.
+
+    worker          helper                 shim              agent
+      | --- start --> |  makes everything    | (sleeps)
+      |               | -- record, fds ----> |                        before the program runs
+      |               |  executes the program
+      |               | -- terminal, agent > |
+      |               | --- hello --------------------------> |
+      | <-- answer -- |
+                     ends                    | is woken by whatever comes first
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import MSG_NOSIGNAL
+from time import monotonic, time_ns
+
+from .control import connect, listen, send_with
+from .log import LogWriter
+from .loop import READ
+from .packets import dump, join, parse
+from .processes import Streams
+from .record import fault, start_time, write_record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from select import epoll
+    from typing import Any
+
+    from mooring.runtime.oci.container import Running, Stub
+
+_START_BYTES = 256 << 10
+STARTED = 0
+NOTHING_STARTED = 1
+"""Exit codes of the helper."""
+
+KEPT = (
+    "id",
+    "run",
+    "bundle",
+    "log_dir",
+    "log_max_size",
+    "log_max_files",
+    "cgroup",
+    "tty",
+    "stdin",
+    "stdin_once",
+    "seccomp",
+    "agent_socket",
+)
+"""What shim.json repeats of the start command: all that another shim needs to take over."""
+
+_WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
+
+
+class Start:
+    """One start command, from the packet to the running program."""
+
+    def __init__(
+        self, request: dict[str, Any], oci: Any, shim: socket, sleeper: epoll, stub: Stub | None
+    ) -> None:
+        self._request = request
+        self._oci = oci
+        self._shim = shim
+        self._sleeper = sleeper
+        self._stub = stub
+        self._streams: Streams
+        self._record: dict[str, Any] = {}
+        self._fds: dict[str, int] = {}
+        self._log_end = 0
+        self._sockets: list[socket] = []
+
+    def run(self) -> dict[str, Any]:
+        """Run the container; what the worker is answered. Raises what went wrong, undone."""
+        request = self._request
+        timings: list[tuple[str, float]] | None = [] if request.get("timings") else None
+        begun = monotonic()
+        # Every path of the run directory is relative from here on, and so short enough for a bind.
+        os.chdir(request["dir"])
+        fault("shim.started")
+        spec = parse(read(request["bundle"] + "/config.json"))
+        log = LogWriter(request["log_dir"], request["log_max_size"], request["log_max_files"])
+        self._record = {"version": 1, **{name: request.get(name) for name in KEPT}}
+        self._record["log_start"] = log.begin_run(request["run"])
+        self._log_end = log.end
+        self._record["own_pids"] = own_pids(spec)
+        self._streams = Streams(request["tty"], request["stdin"], True)
+        if timings is not None:
+            timings.append(("shim.prepare", monotonic() - begun))
+        try:
+            running = self._run(spec, timings)
+        except BaseException as error:
+            self._undo(log, getattr(error, "exit_code", 128))
+            raise
+        fault("shim.after_exec")
+        self._streams.close_child()
+        log.close()
+        self._executed(running)
+        answer = {"pid": running.pid, "started_ns": self._record["started_ns"]}
+        if timings is not None:
+            timings.append(("shim.start", monotonic() - begun))
+            answer["timings"] = {name: round(seconds * 1000, 3) for name, seconds in timings}
+        return answer
+
+    def _run(self, spec: dict[str, Any], timings: list[tuple[str, float]] | None) -> Running:
+        request = self._request
+        rootfs = request.get("rootfs")
+        size = request.get("console_size")
+        stdin, stdout, stderr = self._streams.child
+        running: Running = self._oci.run(
+            spec,
+            bundle=request["bundle"],
+            rootfs=rootfs and self._oci.Overlay(rootfs["lowers"], rootfs["upper"], rootfs["work"]),
+            cgroup_path=request["cgroup"],
+            seccomp=read(request["seccomp"]) if request.get("seccomp") else None,
+            stub=self._stub,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            console_size=tuple(size) if size else None,
+            before_exec=self._before_exec,
+            timings=timings,
+        )
+        return running
+
+    def _before_exec(self, pid: int) -> None:
+        """All is set up and the program has not been executed: from here on we can be found."""
+        shim = os.getppid()
+        listener = listen("shim.sock")
+        self._sockets.append(listener)
+        self._fds = {
+            **self._streams.ours,
+            "pidfd": os.pidfd_open(pid),
+            "listener": listener.fileno(),
+        }
+        self._record |= {
+            "shim_pid": shim,
+            "shim_start": start_time(shim),
+            "init_pid": pid,
+            "init_start": start_time(pid),
+            "started_ns": time_ns(),
+            "exec_marker": "executed",
+        }
+        send_with(
+            self._shim,
+            join({**self._record, "path": f"{os.getcwd()}/", "names": list(self._fds)}),
+            list(self._fds.values()),
+        )
+        fault("shim.before_exec")
+        write_record("shim.json", self._record)
+
+    def _executed(self, running: Running) -> None:
+        """The program runs: the shim gets the rest, the agent hears of it."""
+        more: dict[str, int] = {}
+        if running.master is not None:
+            more["master"] = running.master
+        if running.root is not None:
+            more["root"] = running.root
+        agent = connect(self._request["agent_socket"]) if self._request["agent_socket"] else None
+        if agent is not None:
+            self._sockets.append(agent)
+            more["agent"] = agent.fileno()
+        send_with(self._shim, join({"names": list(more)}), list(more.values()))
+        fds = {**self._fds, **more}
+        for name in _WAKING:
+            if name in fds:
+                self._sleeper.register(fds[name], READ)
+        if agent is not None:
+            state = {"log_end": self._log_end, "paused": False, "execs": []}
+            try:
+                agent.send(join({"event": "hello", **self._record, **state}), MSG_NOSIGNAL)
+            except OSError:
+                pass  # Its end wakes the shim; the next agent finds shim.sock.
+
+    def _undo(self, log: LogWriter, exit_code: int) -> None:
+        """The program was not executed: as if this run had never been, but for its log."""
+        for name in ("shim.json", "shim.sock"):
+            try:
+                os.unlink(name)
+            except FileNotFoundError:
+                pass
+        try:
+            log.end_run(dump({"run": self._request["run"], "exit_code": exit_code}))
+        except OSError:
+            pass
+
+
+def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci: Any) -> int:
+    """The life of the helper; returns its exit code. `worker` is the worker's socket: one start
+    command, one answer."""
+    stub = oci.prepare(cgroup)
+    packet = worker.recv(_START_BYTES)
+    try:
+        request = parse(packet) if packet else {}
+        if request.get("op") != "start":
+            raise ValueError("not a start command")
+    except (AttributeError, ValueError) as error:
+        stub.abandon()
+        if packet:
+            _answer(worker, refusal("invalid_parameter", str(error), 128))
+        return NOTHING_STARTED
+    try:
+        answer = Start(request, oci, shim, sleeper, stub).run()
+    except Exception as error:
+        _answer(worker, refused(error))
+        return NOTHING_STARTED
+    _answer(worker, answer)
+    os.close(os.open("executed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return STARTED
+
+
+def own_pids(spec: dict[str, Any]) -> bool:
+    """Whether the container has a pid namespace of its own: then the kernel ends all with init."""
+    namespaces = (spec.get("linux") or {}).get("namespaces") or []
+    return any(n["type"] == "pid" and not n.get("path") for n in namespaces)
+
+
+def refused(error: Exception) -> dict[str, Any]:
+    """The answer for a program that could not be executed."""
+    code = getattr(error, "exit_code", 128)
+    kind = "internal" if code == 128 else "invalid_parameter"
+    message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+    return refusal(kind, message, code)
+
+
+def refusal(kind: str, message: str, exit_code: int) -> dict[str, Any]:
+    """An error answer."""
+    return {"error": {"kind": kind, "message": message, "exit_code": exit_code}}
+
+
+def read(path: str) -> bytes:
+    """A whole file."""
+    with open(path, "rb", 0) as file:
+        return file.read()
+
+
+def _answer(worker: socket, answer: dict[str, Any]) -> None:
+    try:
+        worker.send(dump(answer), MSG_NOSIGNAL)
+    except OSError:
+        pass  # The worker is gone; its successor finds shim.json.
