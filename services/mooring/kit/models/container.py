@@ -112,10 +112,10 @@ class HostConfig(Docker):
 
     binds: list[str] | None = None
     container_id_file: str = Field(default="", alias="ContainerIDFile")
-    log_config: LogConfig = LogConfig()
+    log_config: LogConfig = Field(default_factory=LogConfig)
     network_mode: str = ""
     port_bindings: dict[str, list[PortBinding] | None] | None = None
-    restart_policy: RestartPolicy = RestartPolicy()
+    restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
     auto_remove: bool = False
     volume_driver: str = ""
     volumes_from: list[str] | None = None
@@ -272,8 +272,8 @@ class ContainerRecord(Model):
     image_id: str = ""
     """`sha256:…`, the digest of the image's config."""
     platform: str = "linux"
-    config: ContainerConfig = ContainerConfig()
-    host_config: HostConfig = HostConfig()
+    config: ContainerConfig = Field(default_factory=ContainerConfig)
+    host_config: HostConfig = Field(default_factory=HostConfig)
     networking: dict[str, Any] = {}
     """NetworkingConfig.EndpointsConfig as given."""
     path: str = ""
@@ -291,7 +291,7 @@ class ContainerRecord(Model):
     error: str = ""
     restart_count: int = 0
     stopped_by_user: bool = False
-    network: NetworkState = NetworkState()
+    network: NetworkState = Field(default_factory=NetworkState)
     health: Health | None = None
 
     owner: str = ""
@@ -333,7 +333,7 @@ class CreateContainer(Request):
     name: str = ""
     platform: str = ""
     config: ContainerConfig
-    host_config: HostConfig = HostConfig()
+    host_config: HostConfig = Field(default_factory=HostConfig)
     networking: dict[str, Any] = {}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from .base import Done, Model, Request
 from .container import Event
 
@@ -36,7 +38,7 @@ class ExecRecord(Model):
     container: str
     node: str
     created_ns: int
-    config: ExecConfig = ExecConfig()
+    config: ExecConfig = Field(default_factory=ExecConfig)
     state: ExecState = ExecState.CREATED
     run: int = 0
     """The run of the container that it was started in."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from .base import Done, Model, Request
 from .container import ContainerRecord, HealthResult, MountPoint, NetworkState, RestartPolicy
 from .exec import ExecConfig
@@ -49,7 +51,7 @@ class HostStarted(Done):
     started_ns: int = 0
     error: str = ""
     exit_code: int = 0
-    network: NetworkState = NetworkState()
+    network: NetworkState = Field(default_factory=NetworkState)
     mounts: list[MountPoint] = []
     warnings: list[str] = []
 
@@ -105,7 +107,7 @@ class TopResult(Done):
 
 class HostExec(HostContainer):
     exec_id: str
-    config: ExecConfig = ExecConfig()
+    config: ExecConfig = Field(default_factory=ExecConfig)
     attach: bool = True
     rows: int = 0
     columns: int = 0
@@ -219,7 +221,7 @@ class ContainerStarted(Fact):
     pid: int = 0
     started_ns: int = 0
     restart_count: int = 0
-    network: NetworkState = NetworkState()
+    network: NetworkState = Field(default_factory=NetworkState)
 
 
 class ContainerOom(Fact):
