@@ -1,0 +1,108 @@
+"""Log frames as a client wants them: one stream or two, multiplexed or raw, with timestamps."""
+
+from __future__ import annotations
+
+import struct
+import time
+
+from .frames import STDERR, STDOUT, FrameReader, Piece
+
+_MUX = struct.Struct(">BxxxI")
+_ERROR_STREAM = 3
+
+
+def multiplexed(stream: int, data: bytes) -> bytes:
+    """One frame of Docker's multiplexed stream."""
+    return _MUX.pack(stream, len(data)) + data
+
+
+def error_text(message: str, *, raw: bool) -> bytes:
+    """A message of the engine itself, after the stream has begun."""
+    text = message.encode() + b"\n"
+    return text if raw else multiplexed(_ERROR_STREAM, text)
+
+
+def timestamp(time_ns: int) -> str:
+    """RFC 3339 with all nine digits, as Docker prints it before a line."""
+    whole, fraction = divmod(time_ns, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{fraction:09d}Z"
+
+
+class Formatter:
+    """Turns log bytes into what is sent to one client.
+
+    Payloads are passed whole unless every line needs a prefix; even then the work is one
+    `replace` for a piece. Frames outside [since_ns, until_ns] are left out; `finished` says that
+    one after until_ns has come.
+    """
+
+    def __init__(
+        self,
+        *,
+        raw: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        timestamps: bool = False,
+        details: str | None = None,
+        since_ns: int = 0,
+        until_ns: int = 0,
+    ) -> None:
+        self.finished = False
+        self.frames = FrameReader()
+        self._raw = raw
+        self._wanted = {STDOUT} if stdout else set()
+        if stderr:
+            self._wanted.add(STDERR)
+        self._timestamps = timestamps
+        self._details = details
+        self._prefixed = timestamps or details is not None
+        self._since_ns = since_ns
+        self._until_ns = until_ns
+        self._simple = not (self._prefixed or since_ns or until_ns)
+        self._fresh = {STDOUT: True, STDERR: True}
+        """By stream: whether the next byte begins a line."""
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """The client's bytes for some more bytes of the log."""
+        pieces = self.frames.feed(data)
+        out: list[bytes | memoryview] = []
+        wanted, raw = self._wanted, self._raw
+        if self._simple:
+            for stream, _, payload, _, _ in pieces:
+                if stream in wanted and payload:
+                    if not raw:
+                        out.append(_MUX.pack(stream, len(payload)))
+                    out.append(payload)
+        else:
+            for piece in pieces:
+                self._piece(piece, out)
+        return b"".join(out)
+
+    def _piece(self, piece: Piece, out: list[bytes | memoryview]) -> None:
+        stream = piece.stream
+        if stream not in self._fresh or not piece.data:
+            return
+        payload: bytes | memoryview = piece.data
+        if self._until_ns and piece.time_ns > self._until_ns:
+            self.finished = True
+            return
+        if stream not in self._wanted or piece.time_ns < self._since_ns:
+            return
+        if self._prefixed:
+            payload = self._with_prefix(stream, piece.time_ns, bytes(payload))
+        if not self._raw:
+            out.append(_MUX.pack(stream, len(payload)))
+        out.append(payload)
+
+    def _with_prefix(self, stream: int, time_ns: int, payload: bytes) -> bytes:
+        prefix = f"{timestamp(time_ns)} " if self._timestamps else ""
+        if self._details is not None:
+            prefix += f"{self._details} "
+        before = prefix.encode()
+        ends = payload.endswith(b"\n")
+        body = payload[:-1] if ends else payload
+        text = body.replace(b"\n", b"\n" + before)
+        if self._fresh[stream]:
+            text = before + text
+        self._fresh[stream] = ends
+        return text + b"\n" if ends else text

@@ -1,0 +1,190 @@
+"""Between a hijacked connection and a container or exec: output one way, input the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from mooring.kit import subjects
+from mooring.kit.bus import Bus
+from mooring.kit.errors import EngineError, Unavailable
+from mooring.kit.models.host import OpenStream, StdinAck, StdinChunk
+from mooring.kit.streams import Download, download
+
+from .detach import Scanner
+from .frames import FrameError
+from .http.wire import Wire
+from .output import Formatter, error_text
+
+logger = logging.getLogger(__name__)
+
+_ACK_TIMEOUT = 30.0
+"""Seconds for one answer to a chunk of input; it is asked again after that."""
+
+
+def resume_at(request: OpenStream, offset: int) -> OpenStream:
+    """The same stream from an offset on."""
+    return request.model_copy(
+        update={
+            "offset": offset,
+            "tail": None,
+            "since_ns": 0,
+            "at_run": None,
+            "from_end": False,
+            "request_id": "",
+        }
+    )
+
+
+def open_log(
+    bus: Bus, node: str, request: OpenStream
+) -> contextlib.AbstractAsyncContextManager[Download[OpenStream]]:
+    """A container's log, or an exec's output, as a download from its host."""
+    subject = subjects.agent(node, subjects.AGENT_STREAM_OPEN)
+    return download(bus, subject, request, resume=resume_at)
+
+
+@dataclass(slots=True)
+class Input:
+    """Where a client's input goes."""
+
+    node: str
+    container: str
+    run: int
+    exec_id: str = ""
+    detach_keys: bytes | None = None
+    """Looked for on a terminal only."""
+
+
+class Relay:
+    """One attached client."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        wire: Wire,
+        formatter: Formatter,
+        *,
+        raw: bool,
+        at_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._bus = bus
+        self._wire = wire
+        self._formatter = formatter
+        self._raw = raw
+        self._at_end = at_end
+        self._detaching: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def detached(self) -> bool:
+        """Whether the client sent the detach keys."""
+        return self._detaching.done()
+
+    async def run(
+        self,
+        reading: Download[OpenStream],
+        source: Input | None,
+        never: Coroutine[Any, Any, object] | None = None,
+    ) -> None:
+        """Until the output ends, the client detaches, or is gone. The wire is closed then.
+
+        `never` returns if what is waited for will not begin.
+        """
+        pump = asyncio.create_task(self._pump(reading))
+        tasks: list[asyncio.Task[Any]] = [pump]
+        ends: set[asyncio.Future[Any]] = {pump, self._wire.gone, self._detaching}
+        if never is not None:
+            tasks.append(asyncio.create_task(never))
+            ends.add(tasks[-1])
+        if source is not None:
+            tasks.append(asyncio.create_task(self._input(source)))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._wire.close()
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                logger.warning("an attached stream broke off: %r", result)
+
+    async def _pump(self, reading: Download[OpenStream]) -> None:
+        """Send what is read, as the client wants it, until the stream ends."""
+        feed, send = self._formatter.feed, self._wire.send
+        try:
+            async for _, data in reading:
+                out = feed(data)
+                if out:
+                    await send(out)
+        except (EngineError, FrameError) as exc:
+            await self.tell(str(exc))
+            return
+        if reading.reason != "end":
+            await self.tell(reading.reason)
+        if self._at_end is not None:
+            await self._at_end()
+
+    async def tell(self, message: str) -> None:
+        """A message of the engine itself, in the stream."""
+        await self._wire.send(error_text(message, raw=self._raw))
+
+    # --- input ---
+
+    async def _input(self, source: Input) -> None:
+        """Look at the input, hand it on, and take it from the socket once it was acknowledged."""
+        session, offset = secrets.token_hex(8), 0
+        scanner = Scanner(source.detach_keys) if source.detach_keys else None
+        while True:
+            data = await self._wire.peek()
+            if not data:
+                await self._hand_on(source, session, offset, b"", eof=True)
+                return
+            if scanner is None:
+                ack = await self._hand_on(source, session, offset, data)
+                self._wire.consume(ack.offset - offset)
+                offset = ack.offset
+            else:
+                passed, detaches = scanner.feed(data)
+                ack = StdinAck(offset=offset)
+                while ack.offset < offset + len(passed):
+                    rest = passed[ack.offset - offset :]
+                    ack = await self._hand_on(source, session, ack.offset, rest)
+                    if ack.closed:
+                        break
+                self._wire.consume(len(data))
+                offset = ack.offset
+                if detaches:
+                    self._detaching.set_result(None)
+                    return
+            if ack.closed:
+                return
+
+    async def _hand_on(
+        self, source: Input, session: str, offset: int, data: bytes, *, eof: bool = False
+    ) -> StdinAck:
+        """Have the host write data; however long that takes. Sent again it is written once."""
+        subject = subjects.agent(source.node, subjects.AGENT_STDIN)
+        while True:
+            chunk = StdinChunk(
+                id=source.container,
+                run=source.run,
+                session=session,
+                offset=offset,
+                data=data,
+                eof=eof,
+                exec_id=source.exec_id,
+            )
+            try:
+                return await self._bus.request(subject, chunk, StdinAck, timeout=_ACK_TIMEOUT)
+            except Unavailable as exc:
+                logger.debug("input waits: %s", exc.message)
+            except EngineError as exc:
+                # Nobody reads (any more): what the client sends goes nowhere, its output goes on.
+                logger.debug("input ends: %s", exc.message)
+                return StdinAck(offset=offset, closed=True)

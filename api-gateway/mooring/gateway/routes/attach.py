@@ -1,0 +1,119 @@
+"""Attach to a container, and start an exec with its streams attached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from mooring.gateway import detach
+from mooring.gateway.gateway import Gateway
+from mooring.gateway.http.connection import Kind
+from mooring.gateway.http.reply import Reply, empty
+from mooring.gateway.http.request import Request
+from mooring.gateway.output import Formatter
+from mooring.gateway.relay import Input, Relay, open_log
+from mooring.gateway.router import Route
+from mooring.gateway.schema import query
+from mooring.gateway.schema.containers import RUNNING_STATES
+from mooring.kit.errors import Conflict, NotSupported
+from mooring.kit.models.container import ContainerRecord, State
+from mooring.kit.models.host import OpenStream
+from mooring.kit.store import Entry
+
+from .notes import note
+
+RAW = "application/vnd.docker.raw-stream"
+MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+
+
+def content_type(request: Request, *, tty: bool) -> str:
+    """What a stream is called; before 1.42 also the multiplexed one was called raw."""
+    return RAW if tty or request.version < (1, 42) else MULTIPLEXED
+
+
+class AttachRoutes:
+    """The hijacked stream of a container."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def routes(self) -> list[Route]:
+        """See Router."""
+        return [
+            Route("POST", "/containers/{id}/attach", Kind.HIJACK, self.attach),
+            Route("GET", "/containers/{id}/attach/ws", Kind.STREAM, self.websocket),
+        ]
+
+    async def websocket(self, request: Request) -> Reply:
+        """Not there yet."""
+        raise NotSupported("attaching through a websocket is not supported yet")
+
+    async def attach(self, request: Request) -> Reply | None:
+        """Join the container's streams: those of its next run if it does not run."""
+        keys = detach.parse(request.get("detachKeys"))
+        engine = self._gateway.engine
+        record = engine.containers.find(request.name)
+        _check(record)
+        tty = record.config.tty
+        formatter = Formatter(
+            raw=tty,
+            stdout=query.flag(request, "stdout"),
+            stderr=query.flag(request, "stderr"),
+        )
+        follow = query.flag(request, "stream")
+        opened = _stream(record, replay=query.flag(request, "logs"), follow=follow)
+        if opened is None:
+            return empty(200)
+        source = None
+        if follow and query.flag(request, "stdin") and record.config.open_stdin:
+            run = opened.until_run or record.run
+            source = Input(record.node, record.id, run, detach_keys=keys if tty else None)
+        # The agent says at once where the stream begins, though the run may be yet to come.
+        noted = asyncio.create_task(note(engine, record.id, "attach"))
+        async with open_log(engine.bus, record.node, opened) as reading:
+            await noted
+            wire = await request.hijack(content_type(request, tty=tty))
+            relay = Relay(engine.bus, wire, formatter, raw=tty)
+            await relay.run(reading, source, self._refused(record, opened))
+        if relay.detached:
+            await note(engine, record.id, "detach")
+        return None
+
+    def _refused(
+        self, record: ContainerRecord, opened: OpenStream
+    ) -> Coroutine[Any, Any, object] | None:
+        """Returns when the run that is waited for is refused, or the container deleted."""
+        if not opened.follow or record.state in RUNNING_STATES:
+            return None
+        run = opened.until_run or 0
+
+        def over(entry: Entry[ContainerRecord] | None) -> bool:
+            if entry is None or entry.record.state is State.REMOVED:
+                return entry is None or entry.record.started_ns == record.started_ns
+            now = entry.record
+            resting = now.state in (State.CREATED, State.EXITED, State.DEAD)
+            return resting and now.run >= run and now.started_ns == record.started_ns
+
+        return self._gateway.engine.containers.mirror.until(record.id, over)
+
+
+def _check(record: ContainerRecord) -> None:
+    if record.state is State.PAUSED:
+        raise Conflict(f"container {record.id} is paused, unpause the container before attach")
+    if record.state is State.RESTARTING:
+        raise Conflict(f"container {record.id} is restarting, wait until the container is running")
+
+
+def _stream(record: ContainerRecord, *, replay: bool, follow: bool) -> OpenStream | None:
+    """What to open; None if neither old nor new output is wanted."""
+    if not follow:
+        return OpenStream(id=record.id, offset=0) if replay else None
+    # A record that is starting names the run already.
+    live = record.state in RUNNING_STATES or record.state is State.STARTING
+    run = record.run if live else record.run + 1
+    if replay:
+        return OpenStream(id=record.id, offset=0, follow=True, until_run=run)
+    if record.state in RUNNING_STATES:
+        return OpenStream(id=record.id, from_end=True, follow=True, until_run=run)
+    return OpenStream(id=record.id, at_run=run, follow=True, until_run=run)

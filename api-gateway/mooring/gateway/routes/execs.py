@@ -1,0 +1,197 @@
+"""Execs: further processes in a running container."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import Any
+
+from mooring.gateway import detach
+from mooring.gateway.gateway import Gateway
+from mooring.gateway.http.connection import Kind
+from mooring.gateway.http.reply import Reply, empty, json_reply
+from mooring.gateway.http.request import Request
+from mooring.gateway.output import Formatter, multiplexed
+from mooring.gateway.relay import Input, Relay, open_log
+from mooring.gateway.router import Route
+from mooring.gateway.schema import query
+from mooring.gateway.schema.create import ExecStart, console_size, exec_config
+from mooring.gateway.schema.decode import fit, json_body
+from mooring.kit import subjects
+from mooring.kit.errors import Conflict, InvalidParameter, NotFound
+from mooring.kit.models.base import Done
+from mooring.kit.models.exec import (
+    CreateExec,
+    ExecConfig,
+    ExecCreated,
+    ExecRecord,
+    ExecStarted,
+    ExecState,
+    StartExec,
+)
+from mooring.kit.models.host import HostResize, OpenStream
+from mooring.kit.store import Entry
+
+from .attach import content_type
+from .notes import note
+
+_START_WAIT = 10.0
+"""Seconds that a resize waits for the process to be there; Docker's."""
+_END_WAIT = 15.0
+"""Seconds to wait for the exit code before the stream's end is told: clients ask for it next."""
+_STDOUT = 1
+
+
+class ExecRoutes:
+    """The section Exec of the API."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def routes(self) -> list[Route]:
+        """See Router."""
+        return [
+            Route("POST", "/containers/{id}/exec", Kind.PLAIN, self.create),
+            Route("POST", "/exec/{id}/start", Kind.HIJACK, self.start),
+            Route("POST", "/exec/{id}/resize", Kind.PLAIN, self.resize),
+            Route("GET", "/exec/{id}/json", Kind.INSTANT, self.inspect),
+        ]
+
+    async def create(self, request: Request) -> Reply:
+        """Register a command."""
+        body = await json_body(request, self._gateway.settings.max_json_body, required=True)
+        config = exec_config(body)
+        if config.detach_keys:
+            detach.parse(config.detach_keys)
+        engine = self._gateway.engine
+        message = CreateExec(container=request.name, config=config)
+        created = await engine.ask(subjects.EXEC_CREATE, message, ExecCreated)
+        await engine.execs.reached(created.revision)
+        return json_reply({"Id": created.exec_id}, 201)
+
+    async def start(self, request: Request) -> Reply | None:
+        """Start it; unless detached, this connection becomes its streams."""
+        body = await json_body(request, self._gateway.settings.max_json_body)
+        given = fit(ExecStart, body)
+        record = self._find(request.name)
+        if record.state is not ExecState.CREATED:
+            what = "has already run" if record.state is ExecState.EXITED else "is already running"
+            raise Conflict(f"Error: Exec command {record.id} {what}")
+        rows, columns = console_size(given.ConsoleSize)
+        message = StartExec(
+            exec_id=record.id, detach=given.Detach, tty=given.Tty, rows=rows, columns=columns
+        )
+        if given.Detach:
+            return await self._start_detached(message)
+        tty = record.config.tty if given.Tty is None else given.Tty
+        await self._start_attached(request, record, message, tty)
+        return None
+
+    async def _start_detached(self, message: StartExec) -> Reply:
+        engine = self._gateway.engine
+        started = await engine.ask(subjects.EXEC_START, message, ExecStarted)
+        if started.error:
+            raise InvalidParameter(started.error)
+        await engine.execs.reached(started.revision)
+        return empty(200)
+
+    async def _start_attached(
+        self, request: Request, record: ExecRecord, message: StartExec, tty: bool
+    ) -> None:
+        engine = self._gateway.engine
+        config = record.config
+        opened = OpenStream(id=record.container, exec_id=record.id, offset=0, follow=True)
+        # The host keeps the stream waiting for the exec: that saves a round trip after the start.
+        starting = engine.background(engine.ask(subjects.EXEC_START, message, ExecStarted))
+        async with contextlib.AsyncExitStack() as stack:
+            reading = None
+            if config.attach_stdout or config.attach_stderr or config.attach_stdin:
+                reading = await stack.enter_async_context(open_log(engine.bus, record.node, opened))
+            started = await asyncio.shield(starting)
+            wire = await request.hijack(content_type(request, tty=tty))
+            if started.error or reading is None:
+                if started.error:
+                    text = f"{started.error}\r\n".encode()
+                    await wire.send(text if tty else multiplexed(_STDOUT, text))
+                await self._ended(record.id)
+                await wire.close()
+                return
+            formatter = Formatter(raw=tty, stdout=config.attach_stdout, stderr=config.attach_stderr)
+            relay = Relay(
+                engine.bus, wire, formatter, raw=tty, at_end=partial(self._ended, record.id)
+            )
+            await relay.run(reading, _input(record, config, tty))
+        if relay.detached:
+            await note(engine, record.container, "exec_detach", {"execID": record.id})
+
+    async def _ended(self, exec_id: str) -> None:
+        """Wait until our copy says how it ended."""
+
+        def over(entry: Entry[ExecRecord] | None) -> bool:
+            return entry is None or entry.record.state is ExecState.EXITED
+
+        with contextlib.suppress(TimeoutError):
+            await self._gateway.engine.execs.until(exec_id, over, timeout=_END_WAIT)
+
+    async def resize(self, request: Request) -> Reply:
+        """Set the size of its terminal; waits for it to have started."""
+        rows, columns = query.size(request, "h"), query.size(request, "w")
+        record = self._find(request.name)
+        engine = self._gateway.engine
+
+        def begun(entry: Entry[ExecRecord] | None) -> bool:
+            return entry is None or entry.record.state in (ExecState.RUNNING, ExecState.EXITED)
+
+        try:
+            entry = await engine.execs.until(record.id, begun, timeout=_START_WAIT)
+        except TimeoutError:
+            raise Conflict(f"timeout waiting for exec session {record.id} to start") from None
+        if entry is None or entry.record.state is ExecState.EXITED:
+            raise Conflict(f"exec {record.id} is not running")
+        await engine.ask(
+            subjects.agent(record.node, subjects.AGENT_EXEC_RESIZE),
+            HostResize(id=record.container, exec_id=record.id, rows=rows, columns=columns),
+            Done,
+        )
+        return empty(200)
+
+    def inspect(self, request: Request) -> Reply:
+        """What it is, and how it ended."""
+        return json_reply(_shape(self._find(request.name)))
+
+    def _find(self, exec_id: str) -> ExecRecord:
+        entry = self._gateway.engine.execs.get(exec_id)
+        if entry is None:
+            raise NotFound(f"No such exec instance: {exec_id}")
+        return entry.record
+
+
+def _input(record: ExecRecord, config: ExecConfig, tty: bool) -> Input | None:
+    if not config.attach_stdin:
+        return None
+    keys = detach.parse(config.detach_keys) if tty else None
+    return Input(record.node, record.container, 0, record.id, keys)
+
+
+def _shape(record: ExecRecord) -> dict[str, Any]:
+    config = record.config
+    return {
+        "ID": record.id,
+        "Running": record.state is ExecState.RUNNING,
+        "ExitCode": record.exit_code,
+        "ProcessConfig": {
+            "tty": config.tty,
+            "entrypoint": config.cmd[0] if config.cmd else "",
+            "arguments": config.cmd[1:],
+            "privileged": config.privileged,
+            "user": config.user,
+        },
+        "OpenStdin": config.attach_stdin,
+        "OpenStderr": config.attach_stderr,
+        "OpenStdout": config.attach_stdout,
+        "CanRemove": record.state is ExecState.EXITED,
+        "ContainerID": record.container,
+        "DetachKeys": "",
+        "Pid": record.pid,
+    }

@@ -1,0 +1,102 @@
+"""What the API has and Mooring does not have yet: refused by name, never half done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from mooring.gateway.http.connection import Kind
+from mooring.gateway.http.reply import Reply
+from mooring.gateway.http.request import Request
+from mooring.gateway.router import Route
+from mooring.kit.errors import NotSupported, Unavailable
+
+_NOT_YET: tuple[tuple[str, str, str], ...] = (
+    ("GET", "/containers/{id}/changes", "listing the changes of a container's file system"),
+    ("GET", "/containers/{id}/export", "exporting a container"),
+    ("POST", "/containers/{id}/update", "updating a container"),
+    ("HEAD", "/containers/{id}/archive", "copying files from a container"),
+    ("GET", "/containers/{id}/archive", "copying files from a container"),
+    ("PUT", "/containers/{id}/archive", "copying files into a container"),
+    ("POST", "/containers/{id}/checkpoints", "checkpointing a container"),
+    ("GET", "/containers/{id}/checkpoints", "checkpointing a container"),
+    ("POST", "/images/{name}/push", "pushing images"),
+    ("GET", "/images/{name}/get", "saving images"),
+    ("GET", "/images/get", "saving images"),
+    ("GET", "/images/search", "searching a registry"),
+    ("POST", "/images/prune", "pruning images"),
+    ("GET", "/images/{name}/attestations", "attestations of images"),
+    ("POST", "/commit", "committing a container"),
+    ("POST", "/build", "building images"),
+    ("POST", "/build/prune", "building images"),
+    ("POST", "/build/cancel", "building images"),
+    ("POST", "/session", "BuildKit sessions"),
+    ("POST", "/grpc", "BuildKit sessions"),
+    ("GET", "/distribution/{name}/json", "asking a registry"),
+    ("POST", "/auth", "logging in to a registry"),
+    ("GET", "/system/df", "disk usage"),
+    ("POST", "/networks/create", "creating networks"),
+    ("DELETE", "/networks/{id}", "deleting networks"),
+    ("POST", "/networks/{id}/connect", "connecting a container to a network"),
+    ("POST", "/networks/{id}/disconnect", "disconnecting a container from a network"),
+    ("POST", "/networks/prune", "pruning networks"),
+    ("POST", "/volumes/create", "creating volumes"),
+    ("PUT", "/volumes/{name}", "cluster volumes"),
+    ("DELETE", "/volumes/{name}", "deleting volumes"),
+    ("POST", "/volumes/prune", "pruning volumes"),
+    ("GET", "/plugins/privileges", "plugins"),
+    ("GET", "/plugins/{name}/json", "plugins"),
+    ("DELETE", "/plugins/{name}", "plugins"),
+    *(
+        ("POST", f"/plugins/{path}", "plugins")
+        for path in ("pull", "create", "{name}/enable", "{name}/disable", "{name}/upgrade",
+                     "{name}/push", "{name}/set")
+    ),
+)  # fmt: skip
+
+_SWARM: tuple[tuple[str, str], ...] = (
+    ("GET", "/swarm"),
+    ("POST", "/swarm/update"),
+    ("POST", "/swarm/unlock"),
+    ("POST", "/swarm/leave"),
+    ("GET", "/swarm/unlockkey"),
+    *(
+        row
+        for kind in ("nodes", "services", "secrets", "configs")
+        for row in (
+            ("GET", f"/{kind}"),
+            ("GET", f"/{kind}/{{id}}"),
+            ("POST", f"/{kind}/create"),
+            ("POST", f"/{kind}/{{id}}/update"),
+            ("DELETE", f"/{kind}/{{id}}"),
+        )
+        if row != ("POST", "/nodes/create")
+    ),
+    ("GET", "/services/{id}/logs"),
+    ("GET", "/tasks"),
+    ("GET", "/tasks/{id}"),
+    ("GET", "/tasks/{id}/logs"),
+)
+_NO_SWARM = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
+    "to connect this node to swarm and try again."
+)
+
+
+def routes() -> list[Route]:
+    """See Router."""
+    found = [Route(method, path, Kind.STREAM, _refusal(what)) for method, path, what in _NOT_YET]
+    found += [Route("POST", f"/swarm/{verb}", Kind.STREAM, _refusal("swarm mode"))
+              for verb in ("init", "join")]  # fmt: skip
+    found += [Route(method, path, Kind.STREAM, _no_swarm) for method, path in _SWARM]
+    return found
+
+
+def _refusal(what: str) -> Callable[[Request], Awaitable[Reply]]:
+    async def refuse(request: Request) -> Reply:
+        raise NotSupported(f"{what} is not supported yet")
+
+    return refuse
+
+
+async def _no_swarm(request: Request) -> Reply:
+    raise Unavailable(_NO_SWARM)

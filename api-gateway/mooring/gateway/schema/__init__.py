@@ -1,0 +1,1 @@
+"""Docker's JSON to models, and records to Docker's JSON."""

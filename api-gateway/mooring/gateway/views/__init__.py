@@ -1,0 +1,1 @@
+"""The records by every name they have, and as bytes that are ready to be sent."""
