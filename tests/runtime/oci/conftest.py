@@ -117,6 +117,7 @@ class Box:
             "seccomp": None,
             "console_size": None,
             "before_exec": None,
+            "stub": stub,
             **options,
         }
         try:
@@ -124,7 +125,6 @@ class Box:
                 copy.deepcopy(spec),
                 bundle=str(self.bundle),
                 rootfs=rootfs,
-                stub=stub,
                 stdin=null if stdin is None else stdin,
                 stdout=stdout,
                 stderr=stdout,

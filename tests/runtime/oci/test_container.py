@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mooring.runtime.oci import mountapi
 from mooring.runtime.oci.container import OciError, Overlay, prepare
 
 from .conftest import Box, default_spec
@@ -211,6 +212,24 @@ def test_a_stub_that_is_not_needed_goes_without_a_trace(box: Box) -> None:
     stub.abandon()
     with pytest.raises(ChildProcessError):
         os.waitpid(stub.pid, 0)
+
+
+def test_what_was_mounted_after_the_stub_was_forked_is_seen(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "late"
+    source.mkdir()
+    stub = prepare(f"{box.parent}/early")
+    mountapi.mount("tmpfs", str(source), "tmpfs", 0)
+    try:
+        (source / "file").write_text("late\n")
+        box.warm = False
+        spec = default_spec("cat", "/data/file")
+        options = ["rbind", "rprivate"]
+        spec["mounts"].append(
+            {"destination": "/data", "type": "bind", "source": str(source), "options": options}
+        )
+        assert box.run(spec, stub=stub).output == "late\n"
+    finally:
+        mountapi.unmount(str(source))
 
 
 def test_a_namespace_of_the_host_is_shared(box: Box) -> None:

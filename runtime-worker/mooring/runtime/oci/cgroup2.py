@@ -22,9 +22,9 @@ class CgroupV2(Cgroup):
 
     __slots__ = ("_root",)
 
-    def __init__(self, path: str, root: str = ROOT) -> None:
+    def __init__(self, path: str, root: str = "") -> None:
         super().__init__(path)
-        self._root = root
+        self._root = root or ROOT
 
     def directories(self) -> list[str]:
         return [self._root + self.path]
