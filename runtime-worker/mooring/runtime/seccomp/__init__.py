@@ -23,11 +23,11 @@ class Seccomp:
 
     def __init__(self, run_dir: Path) -> None:
         self._directory = run_dir / "seccomp"
-        self._known: dict[tuple[str | None, frozenset[str]], Path] = {}
+        self._known: dict[tuple[str | None, frozenset[str]], str] = {}
         self._compiling = asyncio.Lock()
 
-    async def compiled(self, profile: str | None, capabilities: frozenset[str]) -> Path | None:
-        """The file of a filter: None for the default profile, `unconfined`, or Docker's JSON.
+    async def compiled(self, profile: str | None, capabilities: frozenset[str]) -> str | None:
+        """The path of a filter: None for the default profile, `unconfined`, or Docker's JSON.
 
         The answer is None for `unconfined`. EngineError in Docker's words for a bad profile.
         """
@@ -43,7 +43,7 @@ class Seccomp:
                 self._known[key] = path
         return path
 
-    async def _compile(self, profile: str | None, capabilities: frozenset[str]) -> Path:
+    async def _compile(self, profile: str | None, capabilities: frozenset[str]) -> str:
         names = sorted(capabilities)
         system = os.uname()
         made_of = json.dumps([_FORMAT, system.release, system.machine, profile, names])
@@ -57,7 +57,7 @@ class Seccomp:
                 "target": str(target),
             }
             await _run_compiler(job)
-        return target
+        return str(target)
 
 
 async def _run_compiler(job: dict[str, object]) -> None:
