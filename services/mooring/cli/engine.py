@@ -1,0 +1,196 @@
+"""`mooring up|down|status|doctor`: the embedded engine of this host."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mooring.kit.config import ConfigError, Settings, load
+from mooring.supervisor import control
+
+from .client import ApiError, Client
+
+console = Console()
+errors = Console(stderr=True)
+
+StateDir = Annotated[Path | None, typer.Option(help="what survives a reboot [/var/lib/mooring]")]
+RunDir = Annotated[Path | None, typer.Option(help="sockets and run directories [/run/mooring]")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", help="where the API listens [unix://RUN_DIR/docker.sock]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def _fail(message: object) -> NoReturn:
+    errors.print(f"[red]mooring:[/] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _settings(overrides: dict[str, object], config: Path | None = None) -> Settings:
+    try:
+        return load(overrides, file=config)
+    except ConfigError as exc:
+        _fail(exc)
+
+
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="return once it answers")] = False,
+    state_dir: StateDir = None,
+    run_dir: RunDir = None,
+    host: Hosts = None,
+    config: Annotated[Path | None, typer.Option(help="settings, TOML")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="any other setting: KEY=VALUE")
+    ] = None,
+) -> None:
+    """Start the engine: NATS, gateway, lifecycle manager, runtime worker, shim agent."""
+    overrides: dict[str, object] = {
+        "state_dir": state_dir,
+        "run_dir": run_dir,
+        "host": host or None,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    for text in set_ or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            _fail(f"--set needs KEY=VALUE, not {text}")
+        overrides[key] = value
+    settings = _settings(overrides, config)
+    if os.geteuid() != 0:
+        _fail("the engine needs root: it makes namespaces, mounts and cgroups")
+    if not detach:
+        control.run(settings)
+    try:
+        with errors.status("starting the engine"):
+            started = control.start(settings)
+    except control.StartFailed as exc:
+        _fail(exc)
+    for address in started["hosts"]:
+        console.print(f"DOCKER_HOST={address}", highlight=False, soft_wrap=True)
+
+
+def down(
+    containers: Annotated[bool, typer.Option("--containers", help="stop containers too")] = False,
+    timeout: Annotated[int, typer.Option(help="seconds a container gets to end itself")] = 10,
+    state_dir: StateDir = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Stop the services; containers go on, unless --containers."""
+    settings = _settings({"state_dir": state_dir, "run_dir": run_dir})
+    try:
+        found = control.status(settings.run_dir)
+        if containers:
+            _stop_containers(found["hosts"], timeout)
+        with errors.status("stopping the services"):
+            control.stop(settings.run_dir)
+    except (control.NotRunning, TimeoutError, ApiError) as exc:
+        _fail(exc)
+
+
+def _stop_containers(hosts: list[str], timeout: int) -> None:
+    """Stop every container of the engine, all at the same time."""
+    import asyncio
+
+    async def stop() -> list[str]:
+        async with Client(hosts[0]) as client:
+            found = await client.call("GET", "/containers/json")
+            params = {"t": str(timeout)}
+            calls = [
+                client.call("POST", f"/containers/{item['Id']}/stop", params=params)
+                for item in found
+            ]
+            done = await asyncio.gather(*calls, return_exceptions=True)
+            return [
+                f"{item['Names'][0].lstrip('/')}: {outcome}"
+                for item, outcome in zip(found, done, strict=True)
+                if isinstance(outcome, Exception)
+            ]
+
+    with errors.status("stopping the containers"):
+        left = asyncio.run(stop())
+    if left:
+        _fail("some containers did not stop: " + "; ".join(left))
+
+
+def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = None) -> None:
+    """The API's address, and each service: pid, uptime, restarts, what it is connected to."""
+    settings = _settings({"state_dir": state_dir, "run_dir": run_dir})
+    try:
+        found = control.status(settings.run_dir)
+    except control.NotRunning as exc:
+        _fail(exc)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console.print(f"engine [bold]{found['instance']}[/]: {found['state']}, pid {found['pid']}")
+    for address in found["hosts"]:
+        console.print(f"API {address}", highlight=False, soft_wrap=True)
+    table = Table("SERVICE", "STATE", "PID", "UPTIME", "RESTARTS", "", box=None)
+    for item in found["services"]:
+        up_for = _duration(item["uptime"])
+        colour = "green" if item["state"] == "ready" else "yellow"
+        cells = (str(item["pid"] or "–"), up_for, str(item["restarts"]), item["status"])
+        table.add_row(item["name"], f"[{colour}]{item['state']}[/]", *cells)
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    """`12 s`, `3 min 5 s`, `2 h 7 min`, `4 d 1 h`."""
+    whole = int(seconds)
+    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {name}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, what is missing, and what that costs."""
+    from mooring.kit import nats_server
+    from mooring.runtime import node
+
+    findings: list[dict[str, Any]] = [
+        {
+            "name": item.name,
+            "severity": "ok" if item.ok else str(item.severity),
+            "detail": item.detail,
+            "cost": "" if item.ok else item.cost,
+        }
+        for item in node.examine()
+    ]
+    try:
+        binary = {"severity": "ok", "detail": nats_server.binary(), "cost": ""}
+    except nats_server.NoServerError as exc:
+        binary = {"severity": "error", "detail": str(exc), "cost": "the engine does not start"}
+    findings.append({"name": "NATS", **binary})
+    if as_json:
+        print(json.dumps(findings, indent=2))
+    else:
+        _show(findings)
+    if any(item["severity"] == "error" for item in findings):
+        sys.exit(1)
+
+
+def _show(findings: list[dict[str, Any]]) -> None:
+    table = Table("", "WHAT", "FOUND", "COST", box=None)
+    marks = {"ok": "[green]✓[/]", "error": "[red]✗[/]"}
+    for item in findings:
+        mark = marks.get(item["severity"], "[yellow]![/]")
+        table.add_row(mark, item["name"], item["detail"], item["cost"])
+    console.print(table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    for command in (up, down, status, doctor):
+        app.command()(command)
