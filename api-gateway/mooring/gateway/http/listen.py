@@ -10,6 +10,8 @@ import ssl
 
 from mooring.kit.config import ConfigError, Settings, parse_host
 
+HANDED = ("unix", "tcp")
+"""The names (LISTEN_FDNAMES) of listening sockets of the API."""
 GROUPS = ("mooring", "docker")
 """Whose members may use the unix socket; the first that exists."""
 
@@ -18,7 +20,7 @@ def open_all(
     settings: Settings, handed: dict[str, list[socket.socket]]
 ) -> list[tuple[socket.socket, ssl.SSLContext | None]]:
     """Every listening socket with its TLS context: what was handed over, else settings.host."""
-    mine = [sock for name, socks in handed.items() if name.startswith("api") for sock in socks]
+    mine = [sock for name in HANDED for sock in handed.get(name, [])]
     if not mine:
         mine = [_open(*parse_host(address)) for address in settings.host]
     context: ssl.SSLContext | None = None
