@@ -89,6 +89,69 @@ async def test_a_request_sent_again_joins_the_one_at_work_and_is_done_once(bus: 
     assert again.text == "1"
 
 
+async def test_the_same_message_sent_twice_is_two_requests(bus: Bus) -> None:
+    calls = 0
+
+    async def count(request: Ask) -> Answer:
+        nonlocal calls
+        calls += 1
+        return Answer(text=str(calls))
+
+    await bus.serve("t.count", Ask, count)
+    message = Ask()
+    answers = [await bus.request("t.count", message, Answer) for _ in range(2)]
+    assert [answer.text for answer in answers] == ["1", "2"]
+
+
+async def test_a_refusal_for_now_is_not_remembered(bus: Bus) -> None:
+    calls = 0
+
+    async def later(request: Ask) -> Answer:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise Unavailable("not yet")
+        return Answer(text="now")
+
+    await bus.serve("t.later", Ask, later)
+    with pytest.raises(Unavailable):
+        await bus.request("t.later", Ask(request_id="x"), Answer)
+    assert (await bus.request("t.later", Ask(request_id="x"), Answer)).text == "now"
+
+
+async def test_a_service_that_dies_with_a_request_leaves_it_to_its_successor(
+    bus: Bus, settings: Settings
+) -> None:
+    taken = asyncio.Event()
+
+    async def hang(request: Ask) -> Answer:
+        taken.set()
+        await asyncio.Event().wait()
+        return Answer()
+
+    dying = Bus(settings, "dies")
+    await dying.client.start(10)
+    await dying.serve("t.handed", Ask, hang, group="g")
+    asking = asyncio.ensure_future(bus.request("t.handed", Ask(text="x"), Answer, timeout=20))
+    await taken.wait()
+    # As a SIGKILL does: the socket closes, and no answer was sent.
+    assert dying.client._protocol is not None
+    dying.client._closed = True
+    dying.client._protocol._transport.abort()
+    await bus.serve("t.handed", Ask, upper, group="g")
+    assert (await asking).text == "X"
+    await dying._close()
+
+
+async def test_a_handlers_answer_that_is_too_large_is_an_error_not_silence(bus: Bus) -> None:
+    async def huge(request: Ask) -> Answer:
+        return Answer(text="x" * (9 << 20))
+
+    await bus.serve("t.huge", Ask, huge)
+    with pytest.raises(EngineError, match="too large"):
+        await bus.request("t.huge", Ask(), Answer)
+
+
 async def test_a_slow_handler_outlasts_the_silence_that_means_death(bus: Bus) -> None:
     calls = 0
 
@@ -179,7 +242,7 @@ async def test_durable_messages_published_while_nats_is_away_arrive_in_full(
     await asyncio.gather(*publishing)
     seen = set()
     async with contextlib.aclosing(
-        bus.follow(subjects.EVENTS_STREAM, subject=subject, since_ns=0)  # type: ignore[type-var]
+        bus.follow(subjects.EVENTS_STREAM, subject=subject, since_ns=0)
     ) as messages:
         async for message in messages:
             seen.add(Record.unpack(message.data).value)
@@ -305,4 +368,4 @@ async def test_following_new_messages_only_skips_what_was_there(bus: Bus) -> Non
     await asyncio.sleep(0.2)
     await bus.publish_durable(subject, Record(name="new"), msg_id="new")
     assert Record.unpack((await first).data).name == "new"
-    await messages.aclose()  # type: ignore[attr-defined]
+    await messages.aclose()

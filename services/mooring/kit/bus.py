@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from . import subjects
@@ -101,7 +101,8 @@ class Bus:
         answering process dies, the request is sent again under the same request_id.
         """
         if not message.request_id:
-            message.request_id = self.new_id()
+            # A copy: the same message sent once more is another request.
+            message = message.model_copy(update={"request_id": self.new_id()})
         data = message.pack()
         if len(data) > self.client.max_payload:
             raise Unavailable(f"the request to {subject} is too large: {len(data)} bytes")
@@ -221,8 +222,11 @@ class Bus:
 
     def follow(
         self, stream: str, *, subject: str, since_ns: int | None = None
-    ) -> AsyncIterator[Message]:
-        """The messages of a stream in order, from `since_ns` (Unix) on or only new ones; no end."""
+    ) -> AsyncGenerator[Message, None]:
+        """The messages of a stream in order, from `since_ns` (Unix) on or only new ones; no end.
+
+        Close it (`contextlib.aclosing`) when leaving: until then it goes on reading.
+        """
         return follow(self.jetstream, stream, subject, since_ns)
 
     async def last(self, stream: str, subject: str) -> Message | None:

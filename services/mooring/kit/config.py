@@ -49,24 +49,24 @@ class Settings(Model):
     cgroup_parent: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
-    log_max_size: int = Field(64 << 20, ge=4096)
+    log_max_size: int = Field(default=64 << 20, ge=4096)
     """Bytes of one segment of a container's log."""
-    log_max_files: int = Field(16, ge=1)
-    warm_shims: int = Field(4, ge=0, le=256)
+    log_max_files: int = Field(default=16, ge=1)
+    warm_shims: int = Field(default=4, ge=0, le=256)
     bridge_subnet: str = ""
     timings: bool = False
     faults: bool = False
-    max_json_body: int = Field(4 << 20, ge=1024)
+    max_json_body: int = Field(default=4 << 20, ge=1024)
     """Bytes."""
-    events_max_age: int = Field(7 * 86400, ge=1)
+    events_max_age: int = Field(default=7 * 86400, ge=1)
     """Seconds."""
-    events_max_bytes: int = Field(256 << 20, ge=1 << 20)
+    events_max_bytes: int = Field(default=256 << 20, ge=1 << 20)
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
     tcp_insecure: bool = False
     """Serve TCP without client certificates: whoever reaches the port is root here."""
-    request_timeout: float = Field(30.0, gt=0)
+    request_timeout: float = Field(default=30.0, gt=0)
     """Seconds."""
 
     @model_validator(mode="before")

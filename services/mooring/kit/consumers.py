@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 
-from .errors import Unavailable
-from .jetstream import ApiError, JetStream, Message, OrderedReader
+from .errors import EngineError
+from .jetstream import JetStream, Message, OrderedReader, when_there
 from .nats_client import Disconnected, Msg, Subscription
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Consumer:
         client = self._jetstream.client
         self._subscription = client.subscribe(self._inbox, self._receive, self._group)
         client.on_reconnect.append(self._reconnected.set)
-        await self._ensure()
+        await when_there(self._stream, self._ensure)
         self._keeper = asyncio.create_task(self._keep(), name=f"consumer {self._durable}")
 
     async def close(self) -> None:
@@ -97,8 +97,9 @@ class Consumer:
             self._reconnected.clear()
             try:
                 await self._ensure()
-            except (ApiError, Unavailable) as exc:
-                logger.warning("cannot consume %s, trying again: %s", self._stream, exc)
+            except Exception as exc:
+                level = logging.WARNING if isinstance(exc, EngineError) else logging.ERROR
+                logger.log(level, "cannot consume %s, trying again: %s", self._stream, exc)
                 await asyncio.sleep(0.5)
                 self._reconnected.set()
 
@@ -144,7 +145,7 @@ class Consumer:
 
 async def follow(
     jetstream: JetStream, stream: str, subject: str, since_ns: int | None
-) -> AsyncIterator[Message]:
+) -> AsyncGenerator[Message, None]:
     """See Bus.follow. At most a few hundred messages are buffered: then the server waits."""
     buffered: deque[Message] = deque()
     arrived = asyncio.Event()

