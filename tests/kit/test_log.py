@@ -40,13 +40,13 @@ async def test_a_tasks_context_is_its_own(record: logging.LogRecord) -> None:
         await asyncio.sleep(0)
         return str(json.loads(log.JsonFormatter("x").format(record))["container"])
 
-    assert await asyncio.gather(work("a"), work("b")) == ["a", "b"]
+    assert list(await asyncio.gather(work("a"), work("b"))) == ["a", "b"]
 
 
 def test_a_traceback_is_part_of_the_line() -> None:
     try:
         raise ValueError("broken")
     except ValueError as exc:
-        record = logging.LogRecord("m", logging.ERROR, "", 1, "failed", (), (None, exc, None))
-        record.exc_info = (ValueError, exc, exc.__traceback__)
+        info = (ValueError, exc, exc.__traceback__)
+        record = logging.LogRecord("m", logging.ERROR, "", 1, "failed", (), info)
     assert "broken" in json.loads(log.JsonFormatter("x").format(record))["traceback"]

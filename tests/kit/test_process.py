@@ -17,7 +17,8 @@ import asyncio, os, sys
 from mooring.kit.process import run
 
 async def serve(settings, service):
-    print(sorted(service.listeners()), sorted(service.stored()), "LISTEN_FDS" in os.environ, flush=True)
+    passed = "LISTEN_FDS" in os.environ
+    print(sorted(service.listeners()), sorted(service.stored()), passed, flush=True)
     reading, writing = os.pipe()
     service.store("pipe", reading)
     await service.ready()
