@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from mooring.kit import faults, log
@@ -65,7 +64,7 @@ class Parts:
     reaper: Reaper
     joins: Joins
     locks: KeyedLocks
-    seccomp: Callable[[str | None, frozenset[str]], Awaitable[Path | None]]
+    seccomp: Callable[[str | None, frozenset[str]], Awaitable[str | None]]
     """Path of the compiled filter of a profile for a set of capabilities."""
     size: Callable[[str], int]
     """Bytes that a container has written; reads its whole upper directory."""
@@ -137,11 +136,11 @@ class Containers:
 
     async def _start(self, request: HostStart, *, by_command: bool) -> HostStarted:
         id_, run = request.record.id, request.run
-        if (known := await self._known(id_, run)) is not None:
+        cgroup = self._parts.bundles.cgroup(request.record)
+        if (known := await self._known(id_, run, cgroup)) is not None:
             return self._answer(request, known)
         steps = Steps(f"start {id_[:12]}.{run}")
         directory = self._layout.run_directory(id_, run)
-        holder = f"{id_}.{run}"
         sandbox: Sandbox | None = None
         shim: WarmShim | None = None
         os.mkdir(directory, 0o700)
@@ -152,7 +151,9 @@ class Containers:
             profile = spec.seccomp_profile(request.record.host_config)
             seccomp = await self._parts.seccomp(profile, frozenset(names))
             steps.mark("seccomp")
-            sandbox = await self._parts.networks.attach(holder, request.record, joined.network_of)
+            sandbox = await self._parts.networks.attach(
+                f"{id_}.{run}", request.record, joined.network_of
+            )
             if sandbox.state.endpoints:
                 replace(f"{directory}/{NETWORK}", sandbox.state.pack())
             faults.point("runtime.start.sandbox")
@@ -168,7 +169,9 @@ class Containers:
             message = self._message(request, directory, prepared, seccomp)
             shim, answer = await self._hand_over(message, directory, steps)
             if error := answer.get("error"):
-                return self._refused(error, id_, run, holder)
+                answered = self._refused(error)
+                await self._undo(id_, run, cgroup)
+                return answered
             faults.point("runtime.start.started")
             steps.add({k: int(ms * 1e6) for k, ms in (answer.get("timings") or {}).items()})
             return HostStarted(
@@ -179,7 +182,7 @@ class Containers:
                 warnings=prepared.warnings,
             )
         except BaseException:
-            self._undo(id_, run, holder)
+            await self._undo(id_, run, cgroup)
             raise
         finally:
             if shim is not None:
@@ -190,7 +193,7 @@ class Containers:
             self._parts.networks.refill()
             steps.done()
 
-    async def _known(self, id_: str, run: int) -> Run | None:
+    async def _known(self, id_: str, run: int, cgroup: str) -> Run | None:
         """The run if it was started before; what was left half-made of it is undone first."""
         if self._parts.reaper.was_removed(id_):
             raise NotFound(f"No such container: {id_}")
@@ -199,7 +202,7 @@ class Containers:
             if found is None:
                 self._runs.forget(id_, other)
             elif found.stage is Stage.HALF:
-                self._undo(id_, other, f"{id_}.{other}")
+                await self._undo(id_, other, cgroup)
                 if (finished := self._runs.find(id_, other)) is not None:
                     if other == run:
                         return finished
@@ -207,7 +210,7 @@ class Containers:
             elif other == run:
                 if (executed := await until_executed(found)) is not None:
                     return executed
-                self._undo(id_, run, f"{id_}.{run}")
+                await self._undo(id_, run, cgroup)
             elif found.stage is Stage.LIVE:
                 raise Conflict(f"container {id_} is running (run {other})")
             elif other > run:
@@ -217,7 +220,7 @@ class Containers:
                 # cgroup has to be gone before another one can have its name.
                 self._parts.networks.detach(f"{id_}.{other}")
                 await until_ended(found)
-                await self._parts.reaper.remove_cgroup(found)
+                await self._parts.reaper.remove_cgroup(found.cgroup)
         if run <= self._parts.reaper.last_released(id_):
             raise Conflict(f"run {run} of container {id_} is over")
         return None
@@ -255,6 +258,8 @@ class Containers:
                     found = self._runs.find(message["id"], message["run"])
                     assert found is not None
                     return shim, {"pid": found.init_pid, "started_ns": found.started_ns}
+                # Its cgroup already has the container's name; the next one needs that.
+                await self._parts.reaper.remove_cgroup(message["cgroup"])
                 if attempt == 2:
                     raise Unavailable("the shim died before the container was started") from None
                 logger.warning("a warm shim died, taking another one")
@@ -264,7 +269,7 @@ class Containers:
         raise AssertionError
 
     def _message(
-        self, request: HostStart, directory: str, prepared: Prepared, seccomp: Path | None
+        self, request: HostStart, directory: str, prepared: Prepared, seccomp: str | None
     ) -> dict[str, Any]:
         """ShimStart."""
         record, settings = request.record, self._parts.settings
@@ -292,7 +297,7 @@ class Containers:
                 "work": str(overlay.work),
             },
             "cgroup": prepared.cgroup,
-            "seccomp": str(seccomp) if seccomp else None,
+            "seccomp": seccomp,
             "agent_socket": self._layout.agent_socket,
             "console_size": console if console and len(console) == 2 and any(console) else None,
             "timings": settings.timings,
@@ -305,21 +310,21 @@ class Containers:
             return socket.gethostname()
         return record.id[:12]
 
-    def _refused(self, error: dict[str, Any], id_: str, run: int, holder: str) -> HostStarted:
+    def _refused(self, error: dict[str, Any]) -> HostStarted:
         """It could not be started. 126 and 127 are the program's fault: that is an answer."""
         message, code = str(error.get("message", "")), int(error.get("exit_code") or 128)
         if code in (126, 127):
-            self._undo(id_, run, holder)
             text = f"unable to start container process: {message}"
             return HostStarted(error=_RUNTIME_WORDS + text, exit_code=code)
         raise KINDS.get(str(error.get("kind")), EngineError)(_RUNTIME_WORDS + message)
 
     # --- the end of a run ---
 
-    def _undo(self, id_: str, run: int, holder: str) -> None:
+    async def _undo(self, id_: str, run: int, cgroup: str) -> None:
         """Take back a run whose program never ran; one that did run after all is left alone."""
         if self._parts.reaper.fence(id_, run):
-            self._parts.networks.detach(holder)
+            await self._parts.reaper.remove_cgroup(cgroup)
+            self._parts.networks.detach(f"{id_}.{run}")
             self._runs.forget(id_, run)
             self._parts.reaper.unshare(id_)
 

@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from typing import Any
 
+from mooring.kit import faults
 from mooring.kit.errors import EngineError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class WarmShim:
         loop.add_reader(descriptor, _wake, readable)
         try:
             self.socket.send(json.dumps(message, separators=(",", ":")).encode())
+            faults.point("runtime.start.sent")
             async with asyncio.timeout(START_TIMEOUT):
                 await readable
             packet = self.socket.recv(PACKET)
@@ -104,8 +106,6 @@ def spawn(code: str, environment: dict[str, str]) -> tuple[int, socket.socket]:
             [sys.executable, "-I", "-S", "-c", program],
             environment,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-            # A session of its own: Ctrl-C in `mooring up` is not for containers.
-            setsid=True,
             setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
         )
     except BaseException:

@@ -125,10 +125,10 @@ class Reaper:
         with contextlib.suppress(OSError):
             sharedshm.unshare(f"{self._layout.shm}/{id_}")
 
-    async def remove_cgroup(self, run: Run) -> None:
-        """Remove what is left of the cgroup of a run whose shim did not do it."""
-        if run.cgroup and cgroups.attach(run.cgroup).exists():
-            await self.in_thread(self._remove_cgroup, run.cgroup)
+    async def remove_cgroup(self, path: str) -> None:
+        """Remove a container's cgroup, with all in it, where its shim could not do it."""
+        if path and cgroups.attach(path).exists():
+            await self.in_thread(self._remove_cgroup, path)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what blocks in the reaper's thread."""
@@ -202,7 +202,7 @@ class Reaper:
             return
         trash.discard(found.directory, self._layout.run_trash)
         if not self._runs.live(id_):
-            await self.remove_cgroup(found)
+            await self.remove_cgroup(found.cgroup)
         self._empty()
 
     def _may_go(self, run: Run, waited: float) -> bool:

@@ -41,6 +41,12 @@ def mask(names: list[str] | None) -> int:
     return result
 
 
+def make_effective() -> None:
+    """Take back into force what is permitted: setresuid(2) to a user leaves only that."""
+    own = permitted_capabilities()
+    set_capabilities(own, own, 0)
+
+
 class CapabilitySets:
     """What a process may, and may become: the five sets of process.capabilities as masks."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .capabilities import CapabilitySets
+from .capabilities import CapabilitySets, make_effective
 from .errors import FAILED, NOT_EXECUTABLE, NOT_FOUND, OciError, because
 from .linux import (
     CLOSE_RANGE_CLOEXEC,
@@ -169,6 +169,8 @@ def execute(
         if no_new_privileges:
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             capabilities.take()
+        elif seccomp:
+            make_effective()
         if seccomp:
             # Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the
             # capabilities go, and must let capset and prctl through.
