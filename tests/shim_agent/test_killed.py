@@ -43,7 +43,7 @@ class AgentProcess:
 
     async def start(self) -> None:
         """Start it and wait until it answers with a complete report."""
-        changed = {"MOORING_FAULTS": "true", **self._settings.environment()}
+        changed = {**self._settings.environment(), "MOORING_FAULTS": "true"}
         environment = {**os.environ, **changed, "MOORING_LOG_LEVEL": "warning"}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "mooring.shim", env=environment

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
+from mooring.kit.models.base import Done
 from mooring.kit.models.exec import ExecConfig, ExecStarted
-from mooring.kit.models.host import ExecExited, HostExec, OpenStream
+from mooring.kit.models.host import ExecExited, HostContainer, HostExec, OpenStream
 from mooring.kit.streams import Download, download
 from mooring.shim.agent import Agent
 from mooring.shim.frames import STDERR, STDOUT
@@ -231,3 +233,20 @@ async def test_an_exec_that_ended_while_no_agent_ran_is_told(
     async with run_agent():
         fact = await facts.next(subjects.FACT_EXEC_EXITED, ExecExited)
     assert fact.exit_code == 3
+
+
+async def test_what_was_printed_is_read_to_the_end_though_the_container_is_removed(
+    agent: Agent, bus: Bus, settings: Settings, shim: Shims
+) -> None:
+    request = OpenStream(id=CONTAINER, at_run=1, until_run=1, follow=True)
+    async with opened(bus, settings, request) as reading:
+        one = shim().start()
+        block = b"0123456789abcdef" * 4096
+        for _ in range(80):
+            one.print(block)
+        one.exit(0)
+        await until((one.directory / "exit.acked").exists)
+        subject = subjects.agent(settings.node_id, subjects.AGENT_FORGET)
+        await bus.request(subject, HostContainer(id=CONTAINER), Done)
+        shutil.rmtree(one.container)
+        assert await reading.rest() == block * 80

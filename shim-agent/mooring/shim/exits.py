@@ -24,7 +24,7 @@ from .work import Work
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 2.0
+DRAIN_SECONDS = 0.5
 """How long a container's exit is held back for readers of an exec's last output."""
 HEALTH_PREFIX = "health."
 """Of the ids of execs that are health checks: nobody is told of their ends."""
@@ -63,6 +63,8 @@ class Exits:
             run.channel.close()
         for entry in run.execs.values():
             entry.finished = True
+        for source in tuple(run.sources):
+            source.pin()
         run.changed()
         if not acknowledged:
             self._work.start(self._publish(run, exited), name=f"exit {run.container.id}")

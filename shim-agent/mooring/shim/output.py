@@ -12,6 +12,7 @@ from mooring.kit.models.host import OpenStream
 from mooring.kit.streams import Source
 
 from .logread import LogReader, RotatedAway
+from .pinned import PinnedLog
 from .runs import Container, Containers, Exec, Run
 from .shims import Shims
 from .work import Work
@@ -75,11 +76,15 @@ class LogSource:
         self._until = until
         self._stop = stop
         self._head, self._instead = head
+        self._offset = head[0]
+        self._pinned: PinnedLog | None = None
         container.users += 1
+        container.sources.add(self)
 
     async def read(self, offset: int, limit: int) -> bytes:
         """Log bytes from `offset` on; waits for the next ones; empty at the end."""
-        while True:
+        self._offset = offset
+        while self._pinned is None:
             if run := self._container.live:
                 self._reader.known_end(run.watch.end)
             stop = self._stop
@@ -94,6 +99,13 @@ class LogSource:
             if data or stop is not None:
                 return data
             await self._more(offset)
+        return self._pinned.read(offset, limit)
+
+    def pin(self) -> None:
+        """The log is about to be deleted: what there is will be read from open files."""
+        if self._pinned is None:
+            end = self._stop if self._stop is not None else self._reader.end()
+            self._pinned = PinnedLog(self._reader.directory, self._offset, end)
 
     def _read(self, offset: int, limit: int) -> bytes:
         skipped = offset - self._head
@@ -110,13 +122,14 @@ class LogSource:
     async def close(self) -> None:
         """Nobody reads any more."""
         self._container.users -= 1
+        self._container.sources.discard(self)
         self._reader.close()
+        if self._pinned is not None:
+            self._pinned.close()
 
     def _end(self) -> int | None:
         """Where this stream ends, if that is known yet."""
         container = self._container
-        if container.forgotten:
-            return self._reader.end()
         run = container.runs.get(self._until)
         if run is not None:
             over = run.exit is not None
@@ -125,11 +138,11 @@ class LogSource:
         if not over:
             return None
         reader = self._reader
-        for end in (reader.end_of_run(self._until), reader.offset_of_run(self._until + 1)):
-            if end is not None:
-                return end
-        # Ended without a word, by a shim that was killed, and nothing was started since.
-        return reader.end()
+        end = reader.end_of_run(self._until) if self._until else None
+        if end is None and container.latest_number > self._until:
+            # Ended without a word, by a shim that was killed: it ends where the next one begins.
+            end = reader.offset_of_run(self._until + 1)
+        return reader.end() if end is None else end
 
     async def _more(self, offset: int) -> None:
         run = self._container.live
@@ -150,15 +163,18 @@ class ExecSource:
         self._run: Run | None = None
         self._entry: Exec | None = None
         self._reader: LogReader | None = None
+        self._pinned: PinnedLog | None = None
+        self._offset = 0
         self._trimmed = 0
         container.users += 1
 
     async def read(self, offset: int, limit: int) -> bytes:
         """Log bytes from `offset` on; waits for the next ones; empty at the end."""
+        self._offset = offset
         entry = self._entry or await self._await_start()
         if entry is None:
             return b""
-        while True:
+        while self._pinned is None:
             finished = entry.finished
             self._log().known_end(entry.watch.end)
             data = self._log().read(offset, limit)
@@ -169,15 +185,23 @@ class ExecSource:
                 entry.read = True
                 return b""
             await entry.watch.beyond(offset)
+        return self._pinned.read(offset, limit)
+
+    def pin(self) -> None:
+        """The container has ended, and its run directory with this log will be deleted."""
+        if self._pinned is None and self._entry is not None:
+            self._pinned = PinnedLog(self._log().directory, self._offset, self._log().end())
 
     async def close(self) -> None:
         """Nobody reads this stream any more; the exec goes on, and may be read again."""
         container, entry, run = self._container, self._entry, self._run
         container.users -= 1
-        if self._reader is not None:
-            self._reader.close()
+        for log in (self._reader, self._pinned):
+            if log is not None:
+                log.close()
         if entry is None or run is None:
             return
+        run.sources.discard(self)
         entry.readers -= 1
         container.changed.fire()
         if not entry.finished and not entry.readers:
@@ -196,6 +220,7 @@ class ExecSource:
                     if entry is not None and (entry.started or entry.finished):
                         self._run, self._entry = run, entry
                         entry.readers += 1
+                        run.sources.add(self)
                         return entry
                     await self._container.changed.wait()
         except TimeoutError:

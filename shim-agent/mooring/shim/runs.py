@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mooring.kit.errors import Conflict, NotFound, Unavailable
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 KEPT_CONTAINERS = 1000
 """How many containers of which nothing runs are remembered."""
+
+
+class Pinnable(Protocol):
+    """A stream of a log that may be deleted under it."""
+
+    def pin(self) -> None:
+        """Keep what there is readable without the log's directory."""
+        ...
 
 
 class Signal:
@@ -134,6 +142,7 @@ class Run:
         "pidfd",
         "published",
         "record",
+        "sources",
         "watch",
     )
 
@@ -152,6 +161,8 @@ class Run:
         self.execs: dict[str, Exec] = {}
         self.ended_execs: deque[str] = deque(maxlen=256)
         """Of which nothing is left to read."""
+        self.sources: set[Pinnable] = set()
+        """Open streams of its execs."""
         self.watch = Watch(self)
 
     @property
@@ -195,7 +206,7 @@ class Run:
 class Container:
     """A container of this host: its runs in order, and who waits for a change."""
 
-    __slots__ = ("changed", "forgotten", "id", "restart", "runs", "users")
+    __slots__ = ("changed", "forgotten", "id", "restart", "runs", "sources", "users")
 
     def __init__(self, id_: str) -> None:
         self.id = id_
@@ -205,6 +216,8 @@ class Container:
         """The restart by policy that is pending, if any."""
         self.users = 0
         """Open streams and commands under way: the entry stays."""
+        self.sources: set[Pinnable] = set()
+        """Open streams of its log."""
         self.forgotten = False
 
     @property
@@ -265,6 +278,8 @@ class Containers:
         container = self._known.pop(id_, None)
         if container is not None:
             container.forgotten = True
+            for source in tuple(container.sources):
+                source.pin()
             container.changed.fire()
             for run in container.runs.values():
                 run.changed()
