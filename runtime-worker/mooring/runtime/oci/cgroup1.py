@@ -41,6 +41,23 @@ _NOT_CONTROLLERS = {
 }  # fmt: skip
 
 
+def _fill_cpuset(directory: str) -> None:
+    """No process may enter a cpuset without processors and memory nodes: take those above.
+
+    Above, another container's beginning may have made the directory and not filled it yet.
+    """
+    above = directory.rpartition("/")[0]
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if read(f"{directory}/{name}"):
+            continue
+        value = read(f"{above}/{name}")
+        if not value:
+            _fill_cpuset(above)
+            value = read(f"{above}/{name}")
+        write(f"{directory}/{name}", value)
+    write(f"{directory}/cgroup.clone_children", "1")
+
+
 class CgroupV1(Cgroup):
     """A cgroup of the same path in every hierarchy."""
 
@@ -75,17 +92,12 @@ class CgroupV1(Cgroup):
                 os.mkdir(directory, 0o755)
                 break
             except FileExistsError:
-                return
+                break
             except FileNotFoundError:
                 # Another container's end may remove the parent in between: then again.
                 self._create(mount_point, path.rpartition("/")[0], cpuset)
         if cpuset:
-            # No process may enter a cpuset without processors and memory nodes.
-            above = directory.rpartition("/")[0]
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                if not read(f"{directory}/{name}"):
-                    write(f"{directory}/{name}", read(f"{above}/{name}"))
-            write(f"{directory}/cgroup.clone_children", "1")
+            _fill_cpuset(directory)
 
     def enter(self) -> None:
         # "0" into `tasks` moves the calling thread, the one move for which the kernel need not
