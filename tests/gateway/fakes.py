@@ -35,6 +35,7 @@ from mooring.kit.models.exec import (
     StartExec,
 )
 from mooring.kit.models.host import (
+    ContainerSize,
     HostContainer,
     HostResize,
     HostTop,
@@ -156,6 +157,7 @@ class FakeEngine:
         await bus.serve(agent(NODE, subjects.AGENT_EXEC_RESIZE), HostResize, self.heard)
         await bus.serve(agent(NODE, subjects.AGENT_TOP), HostTop, self.top)
         await bus.serve(agent(NODE, subjects.AGENT_STATS), HostContainer, self.stats)
+        await bus.serve(subjects.runtime(NODE, subjects.RUNTIME_SIZE), HostContainer, self.size)
         await serve_downloads(
             bus, agent(NODE, subjects.AGENT_STREAM_OPEN), OpenStream, self.open_stream
         )
@@ -413,6 +415,10 @@ class FakeEngine:
         )
 
     # --- the runtime worker ---
+
+    async def size(self, request: HostContainer) -> ContainerSize:
+        """Always the same."""
+        return ContainerSize(size_rw=3, size_root_fs=8)
 
     async def load(self, request: LoadImages, upload: Upload) -> ImagesLoaded:
         """Anything but `bad` is an image."""
