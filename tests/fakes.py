@@ -68,6 +68,7 @@ class FakeHost:
     ignores_signals: bool = False
     on_start: Callable[[HostStart], None] | None = None
     _pid: int = 1000
+    _removal: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self) -> None:
         """Answer on the bus, and say that this host is here."""
@@ -128,7 +129,14 @@ class FakeHost:
         run = self.runs.pop(request.id, None)
         assert run is None or not run.running, f"{request.id} was removed while it ran"
         self.removed.add(request.id)
+        self._removal.set()
         return Done()
+
+    async def until_removed(self, container: str) -> None:
+        """Wait until a container was removed."""
+        while container not in self.removed:
+            self._removal.clear()
+            await self._removal.wait()
 
     async def size(self, request: HostContainer) -> ContainerSize:
         """Every container has written as much."""

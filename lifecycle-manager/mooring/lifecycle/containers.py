@@ -124,6 +124,8 @@ class ContainerHandlers:
         row = await resolve(engine, request.container, request.request_id)
         old, new = row.record.name, request.name.removeprefix("/")
         if row.record.command_id == request.request_id:
+            # Renamed by this very request, and the replica died before it gave the name back.
+            await engine.names.release(request.container.removeprefix("/"), row.key)
             return Done(revision=row.revision)
         if not new:
             raise InvalidParameter("Neither old nor new names may be empty")

@@ -115,8 +115,8 @@ class Engine:
         self.names: Names
         self.by_name: dict[str, str] = {}
         """Container ids by name, of all that are not removed."""
-        self.removed_by: dict[str, str] = {}
-        """Ids of tombstones by the command that removed them, for its repetition."""
+        self.by_command: dict[str, str] = {}
+        """Container ids by the command that changed them last, for its repetition."""
         self.execs_of: dict[str, dict[str, None]] = {}
         """The execs of each container, oldest first."""
         self._held: Counter[str] = Counter()
@@ -196,7 +196,7 @@ class Engine:
         self.nodes = Table(nodes, await nodes.mirror())
         self.changes = Table(changes, await changes.mirror())
         names = await bus.bucket(subjects.BUCKET_NAMES, NameRecord)
-        self.names = Names(names, self.containers, self.owner, self.abandoned)
+        self.names = Names(names, await names.mirror(), self.containers, self.owner, self.abandoned)
         self.containers.watch(self._index)
         self.execs.watch(self._index_exec)
 
@@ -212,15 +212,14 @@ class Engine:
         )
 
     def _index(self, key: str, old: ContainerRecord | None, new: ContainerRecord | None) -> None:
-        if old is not None and (new is None or new.name != old.name or _is_removed(new)):
-            if self.by_name.get(old.name) == key:
-                del self.by_name[old.name]
-            if _is_removed(old):
-                self.removed_by.pop(old.command_id, None)
+        renamed = old is not None and (new is None or new.name != old.name or _is_removed(new))
+        if old is not None and renamed and self.by_name.get(old.name) == key:
+            del self.by_name[old.name]
+        if old is not None and (new is None or new.command_id != old.command_id):
+            self.by_command.pop(old.command_id, None)
         if new is not None:
-            if _is_removed(new):
-                self.removed_by[new.command_id] = key
-            else:
+            self.by_command[new.command_id] = key
+            if not _is_removed(new):
                 self.by_name[new.name] = key
 
     def _index_exec(self, key: str, old: ExecRecord | None, new: ExecRecord | None) -> None:

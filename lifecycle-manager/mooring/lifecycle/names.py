@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from mooring.kit.errors import Conflict, NotFound, StaleRevision
 from mooring.kit.models.container import ContainerRecord, NameRecord, State
-from mooring.kit.store import key_for
+from mooring.kit.store import key_for, text_of
 
 from .states import SECOND
-from .table import Bucket, Table
+from .table import Bucket, Mirror, Table
+
+logger = logging.getLogger(__name__)
 
 _CLAIM_LIMIT = 120 * SECOND
 """A claim without a record that is older than this belongs to nobody, whoever lives."""
@@ -23,11 +26,13 @@ class Names:
     def __init__(
         self,
         bucket: Bucket[NameRecord],
+        claims: Mirror[NameRecord],
         containers: Table[ContainerRecord],
         owner: str,
         abandoned: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self._bucket = bucket
+        self._claims = claims
         self._containers = containers
         self._owner = owner
         self._abandoned = abandoned
@@ -89,3 +94,15 @@ class Names:
             held = await self._bucket.get(key)
             if held.record.id == container_id:
                 await self._bucket.delete(key, held.revision)
+
+    async def sweep(self) -> None:
+        """Give back every name that a crash has left claimed for nobody."""
+        for entry in self._claims.values():
+            name, claim = text_of(entry.key), entry.record
+            row = self._containers.get(claim.id)
+            if row is not None and row.record.name == name:
+                continue
+            if await self._abandoned(claim.owner, claim.id) and await self.is_free(name, claim):
+                logger.info("the name %s is free again: nobody bears it", name)
+                with contextlib.suppress(StaleRevision):
+                    await self._bucket.delete(entry.key, entry.revision)

@@ -106,6 +106,7 @@ class Reconciler:
             await self._finish_change(change, now)
         await self._outboxes.look(now)
         if ask_hosts:
+            await self._engine.names.sweep()
             await self.compare_with_hosts()
 
     # --- transitions ---

@@ -14,18 +14,17 @@ _ID_LENGTH = 64
 async def resolve(engine: Engine, text: str, command: str = "") -> Row[ContainerRecord]:
     """The container; NotFound, or InvalidParameter for a prefix of several.
 
-    A command that is repeated finds again the container that it has removed.
+    A command that is repeated finds again what it has changed, under whatever name it is now.
     """
     name = text.removeprefix("/")
     containers = engine.containers
+    row = containers.get(engine.by_command.get(command, "")) if command else None
+    if row is not None:
+        return row
     row = containers.get(name) or containers.get(engine.by_name.get(name, ""))
     if row is None:
         row = _by_prefix(engine, name) or await _ask_the_store(engine, name)
-    if row is not None and row.record.state is not State.REMOVED:
-        return row
-    if row is None or row.record.command_id != command:
-        row = containers.get(engine.removed_by.get(command, ""))
-    if row is None or not command:
+    if row is None or row.record.state is State.REMOVED:
         raise NotFound(f"No such container: {text}")
     return row
 

@@ -181,9 +181,8 @@ class RunningHandlers:
         engine = self._engine
         now = engine.claim("").now
         row = await engine.containers.change(key, lambda r: states.stopped_without_exit(r, now))
-        if row.record.state is not State.STOPPING:
-            return row
-        row = await self._endings.wait(row, lambda r: r.state is not State.STOPPING, _EXIT_WAIT)
+        if row.record.state is State.STOPPING:
+            row = await self._endings.wait(row, lambda r: r.state is not State.STOPPING, _EXIT_WAIT)
         if row.record.state is State.STOPPING:
             raise EngineError(
                 f"cannot stop container: {row.record.name}: tried to kill container, "

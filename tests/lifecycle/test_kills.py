@@ -1,0 +1,208 @@
+"""A lifecycle manager killed at each of its fault points: nothing is lost, nothing done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mooring.kit import subjects
+from mooring.kit.bus import Bus
+from mooring.kit.config import Settings
+from mooring.kit.errors import Unavailable
+from mooring.kit.models.base import Done
+from mooring.kit.models.container import (
+    KillContainer,
+    NameRecord,
+    RenameContainer,
+    State,
+    StopContainer,
+)
+from mooring.kit.models.exec import CreateExec, ExecConfig, ExecCreated, ExecStarted, StartExec
+from mooring.kit.models.host import NodeRecord
+from mooring.kit.models.image import AddImage
+from mooring.kit.store import key_for
+from tests.fakes import FakeHost
+
+from .conftest import Client, image
+
+pytestmark = pytest.mark.fault
+
+POINTS = [
+    "create.named",
+    "create.recorded",
+    "start.claimed",
+    "start.hosted",
+    "start.recorded",
+    "exec.created",
+    "exec.claimed",
+    "exec.hosted",
+    "pause.hosted",
+    "unpause.hosted",
+    "stop.claimed",
+    "stop.hosted",
+    "stop.recorded",
+    "rename.claimed",
+    "rename.recorded",
+    "kill.claimed",
+    "kill.hosted",
+    "exit.applied",
+    "remove.claimed",
+    "remove.recorded",
+    "remove.hosted",
+    "remove.cleared",
+    "image.decided",
+    "image.tagged",
+    "image.published",
+]
+
+EXPECTED = [
+    "create",
+    "start",
+    "exec_create: top",
+    "exec_start: top",
+    "exec_die",
+    "pause",
+    "unpause",
+    "kill",
+    "die",
+    "stop",
+    "start",
+    "restart",
+    "rename",
+    "kill",
+    "die",
+    "start",
+    "kill",
+    "die",
+    "destroy",
+]
+
+
+class Process:
+    """A lifecycle manager that is started again whenever it dies."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._environment = {**os.environ, **settings.environment(), "MOORING_FAULTS": "1"}
+        self._faults = settings.run_dir / "faults"
+        self._faults.mkdir(exist_ok=True)
+        self.deaths = 0
+
+    def arm(self, point: str) -> None:
+        """Die at this point, once."""
+        (self._faults / f"lifecycle.{point}").touch()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "mooring.lifecycle", env=self._environment
+            )
+            try:
+                await process.wait()
+                self.deaths += 1
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def running(process: Process) -> AsyncIterator[None]:
+    """The process, kept running."""
+    task = asyncio.create_task(process.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_kill_at_any_point_changes_nothing(
+    bus: Bus, settings: Settings, host: FakeHost, point: str
+) -> None:
+    process = Process(settings)
+    process.arm(point)
+    client = Client(bus)
+    async with running(process):
+        await bus.request(
+            subjects.IMAGE_ADD, AddImage(image=image(), references=["bb"], action=""), Done
+        )
+        await joined(bus)
+        container = await live_through_everything(client, host)
+        assert await client.actions(len(EXPECTED)) == EXPECTED
+        assert process.deaths == 1
+        await cleared(bus, host, container)
+    # Not one event more, and none of them twice.
+    last = await bus.last(subjects.EVENTS_STREAM, subjects.EVENTS)
+    assert last is not None
+    assert last.seq == len(EXPECTED)
+
+
+async def live_through_everything(client: Client, host: FakeHost) -> str:
+    """One container and all that can happen to it."""
+    bus = client.bus
+    container = await client.create("web")
+    await client.start("web")
+    config = ExecConfig(cmd=["top"])
+    created = await bus.request(
+        subjects.EXEC_CREATE, CreateExec(container="web", config=config), ExecCreated
+    )
+    await bus.request(subjects.EXEC_START, StartExec(exec_id=created.exec_id), ExecStarted)
+    await host.exec_exit(created.exec_id, container, 0)
+    await client.events(5)
+    await client.ask(subjects.CONTAINER_PAUSE, "web")
+    await client.ask(subjects.CONTAINER_UNPAUSE, "web")
+    await bus.request(subjects.CONTAINER_RESTART, StopContainer(container="web"), Done)
+    await bus.request(subjects.CONTAINER_RENAME, RenameContainer(container="web", name="db"), Done)
+    await bus.request(subjects.CONTAINER_KILL, KillContainer(container="db"), Done)
+    await client.until(container, State.EXITED)
+    await client.start("db")
+    await client.remove("db", force=True)
+    return container
+
+
+async def joined(bus: Bus) -> None:
+    """Wait until the host is known."""
+    nodes = await bus.bucket(subjects.BUCKET_NODES, NodeRecord)
+    await (await nodes.mirror()).until("node1", lambda entry: entry is not None, 20)
+
+
+async def cleared(bus: Bus, host: FakeHost, container: str) -> None:
+    """Wait until the host has nothing of the container, and no name is taken."""
+    names = await (await bus.bucket(subjects.BUCKET_NAMES, NameRecord)).mirror()
+    async with asyncio.timeout(20):
+        for name in ("web", "db"):
+            await names.until(key_for(name), lambda entry: entry is None)
+        await host.until_removed(container)
+
+
+async def test_a_start_whose_client_died_too_is_finished(
+    bus: Bus, settings: Settings, host: FakeHost
+) -> None:
+    process = Process(settings)
+    client = Client(bus)
+    async with running(process):
+        await bus.request(
+            subjects.IMAGE_ADD, AddImage(image=image(), references=["bb"], action=""), Done
+        )
+        await joined(bus)
+        container = await client.create("web")
+        process.arm("start.claimed")
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.start("web")
+        record = await client.until(container, State.RUNNING)
+        assert record.run == 1
+        process.arm("stop.claimed")
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.stop("web")
+        await client.until(container, State.EXITED)
+        assert await client.actions(5) == ["create", "start", "kill", "die", "stop"]
+        assert process.deaths == 2
