@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from image import busybox_archive
 
@@ -183,6 +184,21 @@ class Engine:
     def state_of(self, name: str) -> str:
         return str(self.inspect(name)["State"]["Status"])
 
+    def events(self, **filters: str) -> list[Any]:
+        """All events so far that pass the filters, oldest first.
+
+        Not by the CLI: it cuts `--until` to whole seconds.
+        """
+        chosen = json.dumps({key: [value] for key, value in filters.items()})
+        query = urlencode({"since": "0", "until": f"{time.time():.9f}", "filters": chosen})
+        answer = self.api("GET", f"/events?{query}")
+        assert answer.status == 200, answer.body
+        return [json.loads(line) for line in answer.body.splitlines()]
+
+    def actions(self, container: str) -> list[str]:
+        """What happened to a container, in order."""
+        return [item["Action"] for item in self.events(container=container)]
+
     def in_state(self, name: str, *states: str, seconds: float = 30) -> None:
         until(f"{name} is {states}", lambda: self.state_of(name) in states, seconds)
 
@@ -201,7 +217,7 @@ class Engine:
             line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line
         ]
         for path in Path("/sys/fs/cgroup").rglob(f"{self.instance}/*"):
-            if path.is_dir() and not path.name.startswith("pool"):
+            if path.is_dir() and not path.name.startswith("warm."):
                 found.append(f"cgroup {path}")
         found += [f"run dir {path.name}" for path in (self.run / "shims").glob("*")]
         found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
@@ -243,6 +259,7 @@ def engine(*args: str, **env: str) -> Iterator[Engine]:
     finally:
         with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
             made.remove_all()
+            until("containers are cleared away", lambda: not made.leftovers())
         made.down("--containers")
         left = until_gone(made)
         shutil.rmtree(folder, ignore_errors=True)

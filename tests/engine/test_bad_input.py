@@ -29,7 +29,7 @@ CREATE = "/containers/create"
         ({"Image": "bb", "HostConfig": {"RestartPolicy": {"Name": "sometimes"}}}, 400, "sometimes"),
         ({"Image": "bb", "HostConfig": {"Sysctls": {"kernel.panic": "1"}}}, 400, "kernel.panic"),
         ({"Image": "missing"}, 404, "No such image: missing:latest"),
-        ({"Image": "UPPER/case"}, 400, "invalid reference format"),
+        ({"Image": "bb/UPPER"}, 400, "must be lowercase"),
         ({"Cmd": ["true"]}, 400, ""),
     ],
 )

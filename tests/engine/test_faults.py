@@ -60,8 +60,7 @@ def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, ser
     out, _ = follower.communicate(timeout=30)
     if service != "gateway":  # its clients stay connected in a later version
         assert numbers(out) == list(range(1, 301))
-    actions = docker.out("events", "--since", "300s", "--until", "0s", "--filter",
-                         f"container={made}", "--format", "{{.Action}}").split()  # fmt: skip
+    actions = docker.actions(made)
     assert actions == ["create", "start", "die"]
     retried(docker, "rm", "-f", "started", "other")
 
@@ -176,10 +175,8 @@ class Load(threading.Thread):
         until("removed", lambda: self.calm(lambda: self.removed(name)))
 
     def events(self, name: str) -> None:
-        args = ("events", "--since", "300s", "--until", "0s", "--filter", f"container={name}")
-        shown = until("events", lambda: self.calm(
-            lambda: self.docker.docker(*args, "--format", "{{.Action}}")))  # fmt: skip
-        actions = [line for line in shown.stdout.splitlines() if not line.startswith("exec")]
+        shown = until("events", lambda: self.calm(lambda: self.docker.actions(name)))
+        actions = [action for action in shown if not action.startswith("exec")]
         if actions != ["create", "start", "die"]:
             self.wrong.append(f"{name}: events {actions}")
 

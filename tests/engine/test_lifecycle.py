@@ -16,19 +16,13 @@ def ready(docker: Engine, name: str) -> None:
     until("the trap is set", lambda: "ready" in docker.out("logs", name))
 
 
-def actions(docker: Engine, name: str) -> list[str]:
-    out = docker.out("events", "--since", "300s", "--until", "0s", "--filter", f"container={name}",
-                     "--format", "{{.Action}}")  # fmt: skip
-    return out.split()
-
-
 def test_stop_lets_the_program_end_itself(docker: Engine) -> None:
     made = docker.out("run", "-d", "--name", "web", "bb", *POLITE)
     ready(docker, "web")
     docker.docker("stop", "web")
     state = docker.inspect("web")["State"]
     assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 3, False)
-    assert actions(docker, made) == ["create", "start", "kill", "die", "stop"]
+    assert docker.actions(made) == ["create", "start", "kill", "die", "stop"]
 
 
 def test_stop_kills_what_ignores_it(docker: Engine) -> None:
@@ -40,13 +34,13 @@ def test_stop_kills_what_ignores_it(docker: Engine) -> None:
 
 def test_stop_signal_and_kill_signal(docker: Engine) -> None:
     script = "trap 'echo usr1; exit 11' USR1; echo ready; while :; do sleep 0.05; done"
-    docker.docker("run", "-d", "--name", "a", "--stop-signal", "SIGUSR1", "bb", "sh", "-c", script)
-    docker.docker("run", "-d", "--name", "b", "bb", "sh", "-c", script)
-    ready(docker, "a")
-    ready(docker, "b")
-    docker.docker("stop", "a")
-    docker.docker("kill", "-s", "USR1", "b")
-    assert docker.out("wait", "a", "b").split() == ["11", "11"]
+    docker.docker("run", "-d", "--name", "aa", "--stop-signal", "SIGUSR1", "bb", "sh", "-c", script)
+    docker.docker("run", "-d", "--name", "bb2", "bb", "sh", "-c", script)
+    ready(docker, "aa")
+    ready(docker, "bb2")
+    docker.docker("stop", "aa")
+    docker.docker("kill", "-s", "USR1", "bb2")
+    assert docker.out("wait", "aa", "bb2").split() == ["11", "11"]
 
 
 def test_commands_that_do_not_fit_the_state_are_refused_in_dockers_words(docker: Engine) -> None:
@@ -92,7 +86,7 @@ def test_restart_of_a_running_container(docker: Engine) -> None:
     ready(docker, "web")
     docker.docker("restart", "web")
     assert docker.state_of("web") == "running"
-    assert actions(docker, made)[-5:] == ["kill", "die", "stop", "start", "restart"]
+    assert docker.actions(made)[-5:] == ["kill", "die", "stop", "start", "restart"]
 
 
 def test_on_failure_restarts_so_many_times(docker: Engine) -> None:
@@ -152,5 +146,5 @@ def test_top_lists_the_containers_processes_only(docker: Engine) -> None:
 def test_remove_force_of_a_running_container(docker: Engine) -> None:
     made = docker.out("run", "-d", "--name", "web", "bb", *RUDE)
     docker.docker("rm", "-f", "web")
-    assert actions(docker, made)[-3:] == ["kill", "die", "destroy"]
+    assert docker.actions(made)[-3:] == ["kill", "die", "destroy"]
     assert not docker.leftovers()
