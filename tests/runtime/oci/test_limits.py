@@ -115,11 +115,17 @@ def test_an_attached_cgroup_is_the_same_one(box: Box) -> None:
 
 def test_a_cgroup_in_use_is_refused(box: Box) -> None:
     running, reader = started(box, limited("sleep 100"))
-    if not box.warm:
-        with pytest.raises(OciError, match="in use"):
-            box.run(limited("true"), cgroup_path=running.cgroup.path)
+    with pytest.raises(OciError, match="in use"):
+        box.run(limited("true"), cgroup_path=running.cgroup.path)
+    assert running.cgroup.pids() == [running.pid]
     box.clean(running)
     os.close(reader)
+
+
+def test_a_cgroup_left_behind_is_taken_over(box: Box) -> None:
+    path = f"{box.parent}/left"
+    cgroups.attach(path).create()
+    assert box.run(limited("true"), cgroup_path=path).code == 0
 
 
 def test_a_cpuset_is_applied(box: Box) -> None:

@@ -107,8 +107,15 @@ class CgroupV1(Cgroup):
 
     def rename(self, path: str) -> None:
         target = CgroupV1(path)
-        for old, new in zip(self.directories(), target.directories(), strict=True):
-            os.rename(old, new)
+        pairs = list(zip(self.directories(), target.directories(), strict=True))
+        for at, (old, new) in enumerate(pairs):
+            try:
+                os.rename(old, new)
+            except OSError:
+                # The name is taken: all or nothing.
+                for before, after in pairs[:at]:
+                    os.rename(after, before)
+                raise
         self.path = target.path
 
     def apply(self, resources: dict[str, Any]) -> None:

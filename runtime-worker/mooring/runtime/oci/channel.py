@@ -48,13 +48,12 @@ class Channel:
         """The descriptor."""
         return self._socket.fileno()
 
-    def move(self, fd: int) -> Channel:
-        """The same end under another number, close-on-exec; what had that number is closed."""
-        if fd == self.fileno():
-            return self
-        os.dup2(self.fileno(), fd, inheritable=False)
-        self._socket.close()
-        return Channel(fd)
+    def move(self, fd: int) -> None:
+        """Give it another number, close-on-exec; what had that number is closed."""
+        if fd != self.fileno():
+            os.dup2(self.fileno(), fd, inheritable=False)
+            self._socket.close()
+            self._socket = _socket.socket(fileno=fd)
 
     def close(self) -> None:
         """Close this end."""

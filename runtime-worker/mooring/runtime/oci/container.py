@@ -134,7 +134,7 @@ def exec_process(
         with PidNamespace(running.pidfd):
             pid, pidfd = clone3(0, directory)
             if pid == 0:
-                become_child(theirs, keep, work.run)
+                become_child(theirs, work.run)
     except OSError as error:
         ours.close()
         raise because("cannot enter the container", error) from error

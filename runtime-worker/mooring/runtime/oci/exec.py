@@ -57,7 +57,7 @@ class Exec:
     def run(self, channel: Channel) -> None:
         """In the child, which was born in the container's pid namespace (and v2 cgroup)."""
         capabilities = setup.check(self._process)
-        channel, pidfd = self._arrange(channel)
+        pidfd = self._arrange(channel)
         self._join(pidfd)
         if self._process.get("terminal"):
             channel.send(TERMINAL, None, [self._take_terminal()])
@@ -67,14 +67,16 @@ class Exec:
         flags = filter_flags(self._spec)
         setup.execute(self._process, program, capabilities, self._seccomp, flags, self._keep)
 
-    def _arrange(self, channel: Channel) -> tuple[Channel, int]:
-        """Stdio to its places; returns where the channel and init's pidfd are now."""
+    def _arrange(self, channel: Channel) -> int:
+        """Stdio and the channel to their places; returns where init's pidfd is now."""
         high = 64 + self._keep
-        # First out of each other's way, then down: any of these may be 0, 1 or 2 now.
+        # First out of each other's way, then down: any of these may have any number now.
         moved = [_duplicate(fd, high) for fd in (*self._stdio, self._running.pidfd)]
+        channel.move(high - 1)
         for number in range(3):
             os.dup2(moved[number], number)
-        return channel, moved[3]
+        channel.move(3 + self._keep)
+        return moved[3]
 
     def _join(self, pidfd: int) -> None:
         from .cgroups import version

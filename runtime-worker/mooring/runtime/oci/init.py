@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 _NOBODY_WAITS = 249  # the exit code of a child that did not execute
 
 
-def become_child(channel: Channel, keep: int, work: Callable[[Channel], object]) -> NoReturn:
-    """Be a process of its own, alone with stdio, `keep` descriptors and the channel; then work.
+def become_child(channel: Channel, work: Callable[[Channel], object]) -> NoReturn:
+    """Be a process of its own, with a session and signals of its own; then work.
 
     `work` ends by executing a program, or by raising: its error crosses the channel.
     """
@@ -54,7 +54,6 @@ def become_child(channel: Channel, keep: int, work: Callable[[Channel], object])
         default_signals()
         os.setsid()
         os.umask(0)
-        channel = channel.move(3 + keep)
         try:
             work(channel)
         except OciError as error:
@@ -73,11 +72,13 @@ def forbid_imports() -> None:
     sys.meta_path.clear()
 
 
-def main(channel: Channel, cgroup: Cgroup | None, staged: bool) -> None:
+def main(channel: Channel, cgroup: Cgroup | None, keep: int, staged: bool) -> None:
     """Enter the cgroup, wait for the job and do it; returns only if the caller gave up.
 
-    staged: make ahead of the job what most containers have.
+    keep: how many descriptors after stderr to leave open. staged: make ahead of the job what
+    most containers have.
     """
+    channel.move(3 + keep)
     close_range(channel.fileno() + 1)
     if cgroup is not None:
         cgroup.enter()
@@ -110,10 +111,6 @@ class Init:
         capabilities = process.check(self._process)
         self._enter_namespaces()
         self._step("namespaces")
-        if self._job["hooks"]:
-            self._channel.send(HOOKS)
-            if self._channel.receive()[0] != GO:
-                return
         self._build_root()
         if not self._process.get("terminal"):
             for number in range(3):
@@ -191,6 +188,10 @@ class Init:
         if letter != MOUNTS:
             os._exit(_NOBODY_WAITS)
         self._step("waited")
+        if self._job["hooks"]:
+            self._channel.send(HOOKS)
+            if self._channel.receive()[0] != GO:
+                os._exit(_NOBODY_WAITS)
         root = Root(fds[0])
         root.attach()
         linux = self._spec.get("linux") or {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Option to (attributes set, attributes cleared).
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "ro": (MOUNT_ATTR_RDONLY, 0),
     "rw": (0, MOUNT_ATTR_RDONLY),
     "nosuid": (MOUNT_ATTR_NOSUID, 0),
@@ -45,7 +45,7 @@ _ATTRIBUTES = {
     "strictatime": (MOUNT_ATTR_STRICTATIME, MOUNT_ATTR__ATIME),
     "nostrictatime": (MOUNT_ATTR_RELATIME, MOUNT_ATTR__ATIME),
 }
-_PROPAGATION = {
+PROPAGATION = {
     "private": MS_PRIVATE,
     "shared": MS_SHARED,
     "slave": MS_SLAVE,
@@ -123,20 +123,20 @@ def _apply(mount: Mount, option: str) -> None:
     if option in ("bind", "rbind"):
         mount.bind = True
         mount.recursive = option == "rbind"
-    elif option in _ATTRIBUTES:
-        mount.attribute(*_ATTRIBUTES[option], recursive=False)
-    elif option in _PROPAGATION:
-        mount.propagation.append((_PROPAGATION[option], False))
+    elif option in ATTRIBUTES:
+        mount.attribute(*ATTRIBUTES[option], recursive=False)
+    elif option in PROPAGATION:
+        mount.propagation.append((PROPAGATION[option], False))
     elif option in _NOTHING:
         pass
     elif option in _UNSUPPORTED:
         raise OciError(f"mount {mount.destination}: option {option} is not supported")
     elif option == "tmpcopyup":
         mount.copy_up = True
-    elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
-        mount.attribute(*_ATTRIBUTES[option[1:]], recursive=True)
-    elif option[:1] == "r" and option[1:] in _PROPAGATION:
-        mount.propagation.append((_PROPAGATION[option[1:]], True))
+    elif option[:1] == "r" and option[1:] in ATTRIBUTES:
+        mount.attribute(*ATTRIBUTES[option[1:]], recursive=True)
+    elif option[:1] == "r" and option[1:] in PROPAGATION:
+        mount.propagation.append((PROPAGATION[option[1:]], True))
     else:
         key, equals, value = option.partition("=")
         mount.options.append((key, value if equals else None))
@@ -145,9 +145,9 @@ def _apply(mount: Mount, option: str) -> None:
 def propagation_of_root(name: str) -> int:
     """linux.rootfsPropagation as a flag; slave when nothing is said."""
     word = name.removeprefix("r") if name else "slave"
-    if word not in _PROPAGATION:
+    if word not in PROPAGATION:
         raise OciError(f"unknown linux.rootfsPropagation {name}")
-    return _PROPAGATION[word]
+    return PROPAGATION[word]
 
 
 def is_bind(mount: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_FLAGS = {
+FLAGS = {
     # One thread only: TSYNC has nobody to synchronise with.
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": 2,
@@ -21,7 +21,7 @@ def filter_flags(spec: dict[str, Any]) -> int:
     profile = (spec.get("linux") or {}).get("seccomp") or {}
     result = 0
     for name in profile.get("flags") or ():
-        if name not in _FLAGS:
+        if name not in FLAGS:
             raise OciError(f"seccomp flag {name} is not supported")
-        result |= _FLAGS[name]
+        result |= FLAGS[name]
     return result

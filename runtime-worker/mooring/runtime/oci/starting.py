@@ -29,8 +29,8 @@ class Start:
     """The caller's side of one `run`, step by step."""
 
     __slots__ = (
-        "_bundle", "_cgroup", "_cgroup_fds", "_clock", "_fds", "_keep", "_master",
-        "_root", "_spaces", "_spec", "_state", "_stub", "_timings",
+        "_bundle", "_cgroup", "_clock", "_fds", "_keep", "_made", "_master", "_root", "_spaces",
+        "_spec", "_state", "_stub", "_timings",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Start:
         self._fds: list[int] = []
         self._root = -1
         self._master: int | None = None
+        self._made = False
         _check_supported(spec.get("linux") or {})
         self._spaces = Namespaces(spec)
         self._cgroup = cgroups.attach(cgroup_path)
@@ -81,6 +82,7 @@ class Start:
     def _create_cgroup(self) -> None:
         if self._cgroup.exists() and self._cgroup.pids():
             raise OciError(f"cgroup {self._cgroup.path} is in use by another container")
+        self._made = True
         try:
             self._cgroup.create()
         except OSError as error:
@@ -141,10 +143,21 @@ class Start:
         stub = self._stub
         if stub.cgroup is not None and stub.cgroup.path != self._cgroup.path:
             try:
-                stub.cgroup.rename(self._cgroup.path)
+                self._rename(stub.cgroup)
             except OSError as error:
                 raise because(f"cannot rename cgroup to {self._cgroup.path}", error) from error
         self._step("cgroup")
+
+    def _rename(self, prepared: Cgroup) -> None:
+        path = self._cgroup.path
+        try:
+            prepared.rename(path)
+        except FileExistsError:
+            if self._cgroup.pids():
+                raise OciError(f"cgroup {path} is in use by another container") from None
+            # Left by a run whose shim was killed.
+            self._cgroup.remove()
+            prepared.rename(path)
 
     def _send(self, letter: bytes, value: object, fds: Sequence[int] = ()) -> None:
         try:
@@ -233,9 +246,11 @@ class Start:
         """Leave nothing of it: process, cgroup, terminal."""
         self._stub.channel.close()
         bury(self._stub.pid, self._stub.pidfd)
-        for cgroup in (self._stub.cgroup, self._cgroup):
-            if cgroup is not None:
-                cgroup.remove()
+        # Only what we made: the name may be that of another container, which runs.
+        if self._stub.cgroup is not None:
+            self._stub.cgroup.remove()
+        elif self._made:
+            self._cgroup.remove()
         for fd in (self._master, self._root):
             if fd is not None and fd >= 0:
                 os.close(fd)

@@ -99,7 +99,7 @@ def fork(
             directory = os.open(born_in.directories()[0], os.O_PATH | os.O_CLOEXEC)
         pid, pidfd = clone3(flags, directory)
         if pid == 0:
-            become_child(theirs, keep, lambda channel: main(channel, cgroup, ahead))
+            become_child(theirs, lambda channel: main(channel, cgroup, keep, ahead))
     except OSError as error:
         ours.close()
         if cgroup is not None:
