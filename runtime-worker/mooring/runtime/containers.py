@@ -34,7 +34,7 @@ from .reaper import Reaper
 from .runs import NETWORK, Run, Runs, Stage
 from .sandbox import Networks, Sandbox, kind
 from .sharedshm import share
-from .waiting import until_ended, until_executed
+from .waiting import until_ended, until_executed, until_gone
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,17 @@ class Containers:
     # --- start ---
 
     async def _start(self, request: HostStart, *, by_command: bool) -> HostStarted:
+        try:
+            return await self._try_start(request, by_command=by_command)
+        except ShimDied:
+            logger.warning("a shim died before it had started the program, taking another one")
+        try:
+            return await self._try_start(request, by_command=by_command)
+        except ShimDied as exc:
+            raise Unavailable("the shim died before it had started the container") from exc
+
+    async def _try_start(self, request: HostStart, *, by_command: bool) -> HostStarted:
+        """One attempt; ShimDied, with everything undone, if its shim died too early to matter."""
         id_, run = request.record.id, request.run
         cgroup = self._parts.bundles.cgroup(request.record)
         if (known := await self._known(id_, run, cgroup)) is not None:
@@ -167,7 +178,10 @@ class Containers:
             faults.point("runtime.start.prepared")
             steps.mark("prepare")
             message = self._message(request, directory, prepared, seccomp)
-            shim, answer = await self._hand_over(message, directory, steps)
+            shim = await self._parts.shims.take()
+            steps.mark("shim")
+            answer = await self._hand_over(shim, message, directory)
+            steps.mark("run")
             if error := answer.get("error"):
                 answered = self._refused(error)
                 await self._undo(id_, run, cgroup)
@@ -241,32 +255,20 @@ class Containers:
         )
 
     async def _hand_over(
-        self, message: dict[str, Any], directory: str, steps: Steps
-    ) -> tuple[WarmShim, dict[str, Any]]:
-        """Give a warm shim its container; another one if the first died before it began."""
-        for attempt in (1, 2):
-            shim = await self._parts.shims.take()
-            steps.mark("shim")
-            try:
-                answer = await shim.start(message)
-                steps.mark("run")
-                return shim, answer
-            except ShimDied:
-                shim.close()
-                # With a shim.json its program may have run: that is for the agent to tell.
-                if os.path.exists(f"{directory}/shim.json"):
-                    found = self._runs.find(message["id"], message["run"])
-                    assert found is not None
-                    return shim, {"pid": found.init_pid, "started_ns": found.started_ns}
-                # Its cgroup already has the container's name; the next one needs that.
-                await self._parts.reaper.remove_cgroup(message["cgroup"])
-                if attempt == 2:
-                    raise Unavailable("the shim died before the container was started") from None
-                logger.warning("a warm shim died, taking another one")
-            except BaseException:
-                shim.close()
+        self, shim: WarmShim, message: dict[str, Any], directory: str
+    ) -> dict[str, Any]:
+        """Give a warm shim its container; its answer, or what it left of one."""
+        try:
+            return await shim.run(message)
+        except ShimDied:
+            if not os.path.exists(f"{directory}/shim.json"):
+                # Only its helper may be dead: then it still clears away what that had made.
+                await until_gone(shim.pid, shim.start)
                 raise
-        raise AssertionError
+        # The program may have run: the agent tells what became of it.
+        found = self._runs.find(message["id"], message["run"])
+        assert found is not None
+        return {"pid": found.init_pid, "started_ns": found.started_ns}
 
     def _message(
         self, request: HostStart, directory: str, prepared: Prepared, seccomp: str | None

@@ -16,6 +16,8 @@ from typing import Any
 from mooring.kit import faults
 from mooring.kit.errors import EngineError, Unavailable
 
+from .runs import start_time
+
 logger = logging.getLogger(__name__)
 
 PACKET = 256 << 10
@@ -30,12 +32,16 @@ class ShimDied(EngineError):
 
 
 class WarmShim:
-    """A shim that waits for its container; it ends by itself when this socket closes."""
+    """A shim that waits for its container; it ends by itself when this socket closes.
 
-    __slots__ = ("pid", "socket")
+    The socket's other end is its helper's, which makes the container (see shim/warm.py).
+    """
+
+    __slots__ = ("pid", "socket", "start")
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
+        self.start = start_time(pid)
         self.socket = sock
         sock.setblocking(False)
 
@@ -48,7 +54,7 @@ class WarmShim:
         except OSError:
             return False
 
-    async def start(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Hand it its container and wait for the outcome; ShimDied if it ends before."""
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
@@ -63,8 +69,7 @@ class WarmShim:
         except (BrokenPipeError, ConnectionResetError) as exc:
             raise ShimDied("the shim died") from exc
         except TimeoutError as exc:
-            # Not known to have failed: it must not start the program later on.
-            os.kill(self.pid, signal.SIGKILL)
+            # It may still come to it: whoever takes its run directory away prevents that.
             raise Unavailable("the shim did not answer in time") from exc
         finally:
             loop.remove_reader(descriptor)

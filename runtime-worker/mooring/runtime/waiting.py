@@ -29,17 +29,21 @@ async def until_executed(run: Run) -> Run | None:
 
 async def until_ended(run: Run) -> None:
     """Wait for the shim of a run that is over; it clears its cgroup away and ends."""
-    if not run.shim_alive:
-        return
+    if run.shim_alive:
+        await until_gone(run.shim_pid, run.shim_start)
+
+
+async def until_gone(pid: int, start: int) -> None:
+    """Wait until a process has ended, 10 s at most; start is its start time (runs.start_time)."""
     try:
-        descriptor = os.pidfd_open(run.shim_pid)
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     try:
         # The pid may have been given to another process before it was opened.
-        if start_time(run.shim_pid) != run.shim_start:
+        if start_time(pid) != start:
             return
         loop.add_reader(descriptor, ended.set)
         with contextlib.suppress(TimeoutError):
