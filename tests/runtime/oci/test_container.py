@@ -266,6 +266,7 @@ def test_namespaces_of_another_container_are_joined_by_path(box: Box) -> None:
         ({"uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]}, "uidMappings"),
         ({"timeOffsets": {"boottime": {"secs": 1}}}, "timeOffsets"),
         ({"namespaces": [{"type": "mount"}, {"type": "time"}]}, "'time'"),
+        ({"namespaces": [{"type": "mount"}, {"type": "user"}]}, "user namespaces"),
     ],
 )
 def test_what_is_not_supported_is_named(box: Box, change: dict[str, object], words: str) -> None:

@@ -56,6 +56,10 @@ def test_memory_over_the_limit_is_seen_as_an_oom_kill(box: Box) -> None:
     os.close(reader)
 
 
+def test_the_smallest_memory_docker_allows_is_enough_to_start(box: Box) -> None:
+    assert box.run(limited("true", memory={"limit": 6 << 20})).code == 0
+
+
 def test_a_container_that_was_not_short_of_memory_counts_no_oom_kill(box: Box) -> None:
     running, reader = started(box, limited("true", memory={"limit": 64 << 20}))
     os.waitpid(running.pid, 0)

@@ -25,6 +25,7 @@ from .linux import (
     prctl,
     set_domainname,
     set_hostname,
+    set_name,
     set_personality,
     setns,
     unshare,
@@ -51,6 +52,7 @@ def become_child(channel: Channel, work: Callable[[Channel], object]) -> NoRetur
     try:
         gc.disable()
         prctl(PR_SET_DUMPABLE, 0)
+        set_name(b"mooring-init")
         default_signals()
         os.setsid()
         os.umask(0)

@@ -43,6 +43,8 @@ class Namespaces:
             flag = FLAGS.get(kind)
             if flag is None:
                 raise OciError(f"namespace type {kind!r} is not supported")
+            if flag == CLONE_NEWUSER:
+                raise OciError("user namespaces are not supported")
             if seen & flag:
                 raise OciError(f"namespace type {kind} is named twice")
             seen |= flag
