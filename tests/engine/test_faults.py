@@ -120,6 +120,8 @@ def test_a_container_that_ends_while_the_engine_is_down_is_reported_after(docker
 def test_the_bus_is_away_for_half_a_minute(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
     follower = docker.popen("logs", "-f", "count")
+    assert follower.stdout is not None
+    first = follower.stdout.readline()
     pid = docker.pids()["nats"]
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -129,7 +131,8 @@ def test_the_bus_is_away_for_half_a_minute(docker: Engine) -> None:
         os.kill(pid, signal.SIGCONT)
     assert ended == 200
     until("the end is known", lambda: docker.state_of("count") == "exited", 60)
-    out, _ = follower.communicate(timeout=60)
+    out = first + follower.stdout.read()
+    follower.communicate(timeout=60)
     assert numbers(out) == list(range(1, 301))
 
 
@@ -175,9 +178,16 @@ class Load(threading.Thread):
         until("removed", lambda: self.calm(lambda: self.removed(name)))
 
     def events(self, name: str) -> None:
-        shown = until("events", lambda: self.calm(lambda: self.docker.actions(name)))
-        actions = [action for action in shown if not action.startswith("exec")]
-        if actions != ["create", "start", "die"]:
+        """They may come late, after a kill, but all of them, in order and once."""
+        expected = ["create", "start", "die"]
+
+        def seen() -> list[str]:
+            found = self.docker.actions(name)
+            return [action for action in found if not action.startswith("exec")]
+
+        with contextlib.suppress(AssertionError):
+            until("events", lambda: self.calm(lambda: seen() == expected))
+        if (actions := until("events", lambda: self.calm(seen))) != expected:
             self.wrong.append(f"{name}: events {actions}")
 
     def calm(self, step: object) -> object:
