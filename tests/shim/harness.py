@@ -17,7 +17,7 @@ from mooring.shim.logread import LogReader, frames
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "/usr/bin/python3"
-DEADLINE = 20.0
+DEADLINE = 10.0
 
 Packet = dict[str, Any]
 
@@ -95,6 +95,7 @@ class Container:
             "timings": False,
             **fields,
         }
+        self.clients: list[Client] = []
         self.shim, sock = launcher.fork()
         self.pidfd = os.pidfd_open(self.shim)
         with sock:
@@ -104,7 +105,8 @@ class Container:
 
     def client(self) -> Client:
         """A connection to shim.sock."""
-        return Client(str(self.directory / "shim.sock"))
+        self.clients.append(Client(self.directory))
+        return self.clients[-1]
 
     def wait(self, seconds: float = DEADLINE) -> Packet:
         """Wait for the shim to end; the exit record."""
@@ -137,6 +139,8 @@ class Container:
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
+        for client in self.clients:
+            client.close()
         if not select.select([self.pidfd], [], [], 10.0)[0]:
             os.kill(self.shim, 9)
         os.close(self.pidfd)
@@ -145,10 +149,12 @@ class Container:
 class Client:
     """What an agent does: packets to a shim, answers and events back."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(DEADLINE)
-        self.socket.connect(path)
+        number = os.open(directory, os.O_PATH)
+        self.socket.connect(f"/proc/self/fd/{number}/shim.sock")
+        os.close(number)
         self.events: list[Packet] = []
         self.fds: list[int] = []
         self._serial = 0
@@ -165,7 +171,11 @@ class Client:
         return self.answer(self.tell(op, raw, **fields))
 
     def answer(self, ident: int) -> Packet:
-        """The answer to request `ident`; events that come before it are kept."""
+        """The answer to request `ident`; whatever comes before it is kept."""
+        for packet in self.events:
+            if packet.get("id") == ident:
+                self.events.remove(packet)
+                return packet
         while True:
             packet = self.receive()
             if packet.get("id") == ident:
@@ -224,3 +234,11 @@ def eventually(condition: Any, seconds: float = DEADLINE) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

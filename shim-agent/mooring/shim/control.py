@@ -69,7 +69,7 @@ class Connection:
     def answer(self, request: Fields, fields: Fields | None = None) -> None:
         """Answer a request, if it wants to be answered."""
         if (ident := request.get("id")) is not None:
-            self.send({"id": ident, "ok": True, **(fields or {})})
+            self.send({**(fields or {}), "id": ident, "ok": True})
 
     def refuse(self, request: Fields, error: Fields) -> None:
         """Answer a request with an error: `kind`, `message` and perhaps `exit_code`."""

@@ -85,7 +85,7 @@ def read_index(directory: str) -> list[tuple[int, int]]:
     entries: list[tuple[int, int]] = []
     last = -1
     for offset, time_ns in INDEX_ENTRY.iter_unpack(data[: len(data) // 16 * 16]):
-        if offset <= last:
+        if not last < offset < 1 << 62:
             break
         entries.append((offset, time_ns))
         last = offset

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from select import EPOLL_CLOEXEC, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll
+from select import (
+    EPOLL_CLOEXEC,
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLONESHOT,
+    EPOLLOUT,
+    epoll,
+)
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -15,6 +24,7 @@ if TYPE_CHECKING:
 READ = EPOLLIN
 WRITE = EPOLLOUT
 EDGE = EPOLLET
+ONCE = EPOLLIN | EPOLLONESHOT
 GONE = EPOLLHUP | EPOLLERR
 
 

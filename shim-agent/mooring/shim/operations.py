@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from os import close
 from os import kill as send_signal
 
 from .execs import Exec
+from .frames import STDERR
 from .processes import resize
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .stdin import Busy, Gap
+from .warm import shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +38,9 @@ def _hello(shim: Shim, connection: Connection, request: Request, raw: bytes) -> 
 
 
 def _watch_log(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    recorder = _recorder(shim, request)
+    recorder, after = _recorder(shim, request), int(request["after"])
     connection.answer(request)
-    recorder.arm(int(request["after"]), connection)
+    recorder.arm(after, connection)
 
 
 def _stdin(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -147,6 +150,21 @@ def _update(shim: Shim, connection: Connection, request: Request, raw: bytes) ->
     connection.answer(request)
 
 
+def _descriptors(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    fds = {"pidfd": shim.pidfd, "listener": shim.listener.fd}
+    for output in shim.recorder.outputs:
+        if output.master >= 0:
+            fds |= {"outlet": output.fd, "inlet": output.inlet, "master": output.master}
+        elif output.fd >= 0:
+            fds["stderr" if output.stream == STDERR else "stdout"] = output.fd
+    if shim.input.fd >= 0 and shim.master < 0:
+        fds["stdin"] = shim.input.fd
+    held = shared(fds)
+    connection.answer_with(request, {"names": list(held)}, list(held.values()))
+    if "stdin" in held:
+        close(held["stdin"])
+
+
 def _exec(shim: Shim, ident: str) -> Exec:
     entry = shim.execs.get(ident)
     if entry is None:
@@ -177,4 +195,5 @@ OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
     "pids": _pids,
     "stats": _stats,
     "update": _update,
+    "descriptors": _descriptors,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fcntl import F_GETFL, F_SETFL, fcntl, ioctl
 from struct import pack, unpack_from
+from time import sleep
 
 from .frames import STDERR, STDOUT
 from .loop import Loop
@@ -17,6 +18,7 @@ NULL = 0
 
 _PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_EXIT = 1 << 3
+_REAP_LOOKS = 200
 
 
 class Streams:
@@ -102,13 +104,18 @@ def exit_status(pidfd: int) -> tuple[int | None, int]:
 
 def _status_of_another(pidfd: int) -> tuple[int | None, int]:
     info = bytearray(64)
-    info[0:8] = pack("<Q", _PIDFD_INFO_EXIT)
-    try:
-        ioctl(pidfd, _PIDFD_GET_INFO, info)
-    except OSError:
-        return None, 0
-    (mask,) = unpack_from("<Q", info)
-    if not mask & _PIDFD_INFO_EXIT:
+    for _ in range(_REAP_LOOKS):
+        info[0:8] = pack("<Q", _PIDFD_INFO_EXIT)
+        try:
+            ioctl(pidfd, _PIDFD_GET_INFO, info)
+        except OSError:
+            return None, 0
+        (mask,) = unpack_from("<Q", info)
+        if mask & _PIDFD_INFO_EXIT:
+            break
+        # Its parent has not reaped it yet; there is nothing else to do for us now.
+        sleep(0.01)
+    else:
         return None, 0
     (status,) = unpack_from("<i", info, 60)
     if signal := status & 0x7F:

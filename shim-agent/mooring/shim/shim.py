@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gc
 import os
+from os import pidfd_open, waitpid
 from time import monotonic, time_ns
 
 from .control import Connection, Listener, receive_with
 from .execs import Exec
 from .helper import Helper
 from .log import LogWriter
-from .loop import READ, Loop
+from .loop import ONCE, READ, Loop
 from .operations import OPERATIONS, Refusal
 from .packets import dump, parse
 from .processes import exit_status, open_input, record_streams
@@ -23,7 +24,7 @@ from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import fault, write_record
 from .stdin import Input
 from .stdio import Recorder
-from .warm import NOTHING_STARTED, STARTED, read
+from .warm import NOTHING_STARTED, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _PACKET_BYTES = 64 << 10
 _ORPHANS_SECONDS = 10.0
+_ENDED = os.WEXITED | os.WNOHANG
 _DRAIN_SECONDS = 5.0
 """How long output is waited for after everything in the container was killed."""
 _DISK_SECONDS = 30.0
@@ -219,14 +221,13 @@ class Shim:
         """Processes of a container without a pid namespace of its own may become our children."""
         self.loop.later(_ORPHANS_SECONDS, self._bury_orphans)
         known = {self.pid, *(entry.pid for entry in self.execs.values())}
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in known:
-                return
-            os.waitpid(found.si_pid, 0)
+        try:
+            while (found := os.waitid(os.P_ALL, 0, _ENDED | os.WNOWAIT)) is not None:
+                if found.si_pid in known:
+                    return
+                os.waitpid(found.si_pid, 0)
+        except ChildProcessError:
+            pass
 
     def _init_exited(self, events: int) -> None:
         self._await_helper()
@@ -303,18 +304,19 @@ class Shim:
 
 def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
     """The life of a shim beside its helper: sleep until there is something to do, then do it."""
-    pidfd = os.pidfd_open(helper)
-    sleeper.register(pidfd, READ)
-    events = sleeper.poll(None, 1)
-    status = -1
-    if events[0][0] == pidfd:
-        status = os.waitpid(helper, 0)[1]
-        sleeper.unregister(pidfd)
-        if os.waitstatus_to_exitcode(status) == NOTHING_STARTED:
-            return
-        if status == STARTED:
-            sleeper.poll(None, 1)
-    _wake(oci, packets, sleeper, helper if status < 0 else 0, pidfd)
+    # Few words here: whatever a sleeping shim has touched is memory that it alone pays for.
+    pidfd = pidfd_open(helper)
+    sleeper.register(pidfd, ONCE)
+    poll = sleeper.poll
+    alive = helper
+    while poll(None, 1)[0][0] == pidfd:
+        status = waitpid(helper, 0)[1]
+        alive = 0
+        if status:
+            if status == NOTHING_STARTED << 8:
+                return
+            break  # It was killed. If it had started something, that is ours to keep.
+    _wake(oci, packets, sleeper, alive, pidfd)
 
 
 def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) -> None:

@@ -57,6 +57,7 @@ KEPT = (
 """What shim.json repeats of the start command: all that another shim needs to take over."""
 
 _WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
+_SHARED = ("pidfd", "listener", "stdout", "stderr", "outlet", "inlet", "master")
 
 
 class Start:
@@ -173,8 +174,10 @@ class Start:
                 self._sleeper.register(fds[name], READ)
         if agent is not None:
             state = {"log_end": self._log_end, "paused": False, "execs": []}
+            held = shared(fds)
+            hello = {"event": "hello", **self._record, **state, "names": list(held)}
             try:
-                agent.send(join({"event": "hello", **self._record, **state}), MSG_NOSIGNAL)
+                send_with(agent, join(hello), list(held.values()))
             except OSError:
                 pass  # Its end wakes the shim; the next agent finds shim.sock.
 
@@ -213,6 +216,17 @@ def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci:
     _answer(worker, answer)
     os.close(os.open("executed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return STARTED
+
+
+def shared(fds: dict[str, int]) -> dict[str, int]:
+    """What an agent holds for another shim to take over: duplicates, by name, of these.
+
+    Of stdin only a handle: whoever holds its write end keeps the container from seeing its end.
+    """
+    held = {name: fds[name] for name in _SHARED if name in fds}
+    if "stdin" in fds:
+        held["stdin"] = os.open(f"/proc/self/fd/{fds['stdin']}", os.O_PATH | os.O_CLOEXEC)
+    return held
 
 
 def own_pids(spec: dict[str, Any]) -> bool:
