@@ -216,9 +216,10 @@ class Engine:
         found += [
             line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line
         ]
-        for path in Path("/sys/fs/cgroup").rglob(f"{self.instance}/*"):
-            if path.is_dir() and not path.name.startswith("warm."):
-                found.append(f"cgroup {path}")
+        for pattern in (f"{self.instance}/*", f"*/{self.instance}/*"):
+            for path in Path("/sys/fs/cgroup").glob(pattern):
+                if path.is_dir() and not path.name.startswith("warm."):
+                    found.append(f"cgroup {path}")
         found += [f"run dir {path.name}" for path in (self.run / "shims").glob("*")]
         found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
         leases = self.state / "network" / "leases"
