@@ -42,3 +42,9 @@ def test_an_exhausted_subnet_is_said() -> None:
     taken = {IPv4Address(f"10.9.0.{n}") for n in range(2, 7)}
     with pytest.raises(EngineError, match="no available IPv4 addresses"):
         next_address(SMALL, taken, IPv4Address("10.9.0.2"))
+
+
+def test_the_subnet_of_last_time_is_taken_again_unless_somebody_has_it() -> None:
+    kept = "10.200.0.0/24"
+    assert free_subnet([], kept) == IPv4Network(kept)
+    assert free_subnet([IPv4Network("10.200.0.0/16")], kept) == CANDIDATES[0]

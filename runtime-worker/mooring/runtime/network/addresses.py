@@ -12,10 +12,10 @@ from mooring.kit.errors import EngineError
 CANDIDATES = tuple(ip_network(f"10.{n}.0.0/16") for n in (209, 211, 213, 217, 219, 223, 227, 229))
 
 
-def free_subnet(taken: Iterable[IPv4Network]) -> IPv4Network:
-    """The first candidate that overlaps none of the host's own networks."""
+def free_subnet(taken: Iterable[IPv4Network], kept: str = "") -> IPv4Network:
+    """The first candidate, or `kept` before all, that overlaps none of the host's own networks."""
     used = list(taken)
-    for candidate in CANDIDATES:
+    for candidate in (*([ip_network(kept)] if kept else []), *CANDIDATES):
         assert isinstance(candidate, IPv4Network)
         if not any(candidate.overlaps(other) for other in used):
             return candidate

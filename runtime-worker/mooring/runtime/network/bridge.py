@@ -98,9 +98,14 @@ class Bridge:
     async def start(self, factory: socket.socket) -> None:
         """Set the bridge up if it is not, and use this factory from now on."""
         chosen = self._settings.directory / "subnet"
-        wanted = self._settings.subnet or (chosen.read_text() if chosen.exists() else "")
-        request = {"action": "ensure", "bridge": self._settings.bridge}
-        answer = await setup({**request, "table": self._settings.table, "subnet": wanted})
+        request = {
+            "action": "ensure",
+            "bridge": self._settings.bridge,
+            "table": self._settings.table,
+            "subnet": self._settings.subnet,
+            "kept": chosen.read_text() if chosen.exists() else "",
+        }
+        answer = await setup(request)
         chosen.write_text(answer["subnet"])
         self._subnet, self._gateway = IPv4Network(answer["subnet"]), answer["gateway"]
         self._mtu = answer["mtu"]

@@ -62,8 +62,12 @@ def _nft(text: str) -> None:
         raise OSError(f"nft: {done.stderr.strip()}")
 
 
-def ensure(bridge: str, table: str, wanted: str) -> dict[str, Any]:
-    """Make what is missing; what is there stays untouched. wanted: a subnet, or empty to choose."""
+def ensure(bridge: str, table: str, wanted: str, kept: str = "") -> dict[str, Any]:
+    """Make what is missing; what is there stays untouched.
+
+    wanted: a subnet that the user has set, or empty to choose. kept: the one chosen last time,
+    taken again unless somebody else has it by now.
+    """
     from pyroute2 import IPRoute
 
     with IPRoute() as ipr:
@@ -73,7 +77,7 @@ def ensure(bridge: str, table: str, wanted: str) -> dict[str, Any]:
         mtu = _mtu(ipr)
         if own is None or (wanted and own.network != IPv4Network(wanted)):
             used = _used(ipr, index)
-            subnet = IPv4Network(wanted) if wanted else free_subnet(used)
+            subnet = IPv4Network(wanted) if wanted else free_subnet(used, kept)
             own = IPv4Interface(f"{subnet.network_address + 1}/{subnet.prefixlen}")
             if index is None:
                 # A fixed MAC: else it is the lowest of its ports', and neighbours lose it.
@@ -112,11 +116,12 @@ def remove(bridge: str, table: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer one request: {"action": "ensure"|"remove", "bridge", "table", "subnet"}."""
+    """Answer one request: {"action": "ensure"|"remove", "bridge", "table", "subnet", "kept"}."""
     request = json.load(sys.stdin)
     try:
         if request["action"] == "ensure":
-            answer = ensure(request["bridge"], request["table"], request.get("subnet", ""))
+            wanted, kept = request.get("subnet", ""), request.get("kept", "")
+            answer = ensure(request["bridge"], request["table"], wanted, kept)
         else:
             answer = remove(request["bridge"], request["table"])
     except Exception as exc:
