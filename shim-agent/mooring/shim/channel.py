@@ -47,7 +47,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self.descriptors: list[int] = []
-        """What came with the last answer by SCM_RIGHTS; whoever asked for it takes it over."""
+        """What came with the last packet by SCM_RIGHTS; `take_descriptors` takes them over."""
         self._sock = sock
         self._event = event
         self._closed = closed
@@ -108,6 +108,11 @@ class Channel:
                 answer.set_exception(Unavailable("the shim's connection broke"))
         self._closed(self)
 
+    def take_descriptors(self) -> list[int]:
+        """What came with the packet that is being handled; the caller's from here on."""
+        taken, self.descriptors = self.descriptors, []
+        return taken
+
     def drop_descriptors(self) -> None:
         """Close descriptors that nobody took over."""
         for descriptor in self.descriptors:
@@ -144,7 +149,9 @@ class Channel:
             if not self._open:
                 return
             try:
-                size, ancillary, _, _ = self._sock.recvmsg_into([_buffer], _ANCILLARY_BYTES)
+                size, ancillary, _, _ = self._sock.recvmsg_into(
+                    [_buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:

@@ -26,6 +26,7 @@ from mooring.kit.models.host import (
     StdinChunk,
 )
 
+from . import held
 from .policies import Policies
 from .restarts import Restarts
 from .runs import Container, Containers, Run, running
@@ -130,6 +131,9 @@ class Commands:
                 if run.live:
                     raise
                 return StdinAck(offset=request.offset, closed=True)
+            if answer.get("closed") and not request.exec_id:
+                # A shim that takes over must not open what was closed.
+                held.drop(run, "stdin")
             return StdinAck(
                 offset=int(answer.get("offset", request.offset)),
                 closed=bool(answer.get("closed")),

@@ -14,7 +14,7 @@ import time
 from mooring.kit import faults, log, subjects
 from mooring.kit.models.host import ContainerOom, ExecExited
 
-from . import rundir
+from . import held, rundir
 from .facts import Facts
 from .policies import Policies
 from .restarts import Restarts, exited_fact
@@ -59,6 +59,7 @@ class Exits:
         if run.pidfd >= 0:
             os.close(run.pidfd)
             run.pidfd = -1
+        held.drop(run)
         if run.channel is not None:
             run.channel.close()
         for entry in run.execs.values():

@@ -137,6 +137,7 @@ class Run:
         "ended_execs",
         "execs",
         "exit",
+        "held",
         "number",
         "paused",
         "pidfd",
@@ -158,6 +159,8 @@ class Run:
         self.paused = False
         self.pidfd = -1
         """Of init, while there is no exit record: the kernel's word should the shim be killed."""
+        self.held: dict[str, int] = {}
+        """Duplicates of what its shim holds, by name; see held.py."""
         self.execs: dict[str, Exec] = {}
         self.ended_execs: deque[str] = deque(maxlen=256)
         """Of which nothing is left to read."""

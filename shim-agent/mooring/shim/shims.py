@@ -14,7 +14,9 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import orphans, rundir
+from mooring.kit.errors import EngineError
+
+from . import held, orphans, rundir
 from .channel import Channel
 from .exits import Exits
 from .rundir import ExitRecord, ShimRecord
@@ -24,6 +26,8 @@ from .work import Work
 logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
+HELLO_SECONDS = 0.25
+"""Without an answer for so long, a shim is looked at: does it live?"""
 KILLED_EXIT_CODE = 137
 """Of an exec that ended with its container: the end of a pid namespace is SIGKILL to all in it."""
 
@@ -89,7 +93,7 @@ class Shims:
         if ended is not None:
             self._exits.ended(run, ended[0], acknowledged=ended[1])
         elif record is not None:
-            self._work.start(self._recover(run, record), name=f"recover {id_}")
+            self._work.start(self._recover(run), name=f"recover {id_}")
 
     def _run(self, id_: str, number: int, directory: str) -> Run:
         container = self._containers.get(id_)
@@ -110,7 +114,7 @@ class Shims:
                 return
             Channel(sock, self._event, self._closed)
 
-    async def _connect(self, run: Run) -> bool:
+    async def _connect(self, run: Run, record: ShimRecord) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             with _directory_path(run.directory) as short:
@@ -119,15 +123,35 @@ class Shims:
             sock.close()
             return False
         channel = Channel(sock, self._event, self._closed)
+        # A shim that has died leaves a socket that still takes connections: we hold its listener.
+        asking = asyncio.ensure_future(channel.hello(run.container.id))
         try:
-            async with asyncio.timeout(10):
-                hello = await channel.hello(run.container.id)
-        except Exception as exc:
+            while not (await asyncio.wait({asking}, timeout=HELLO_SECONDS))[0]:
+                if not record.shim.alive():
+                    break
+            hello = asking.result()
+        except (EngineError, asyncio.InvalidStateError) as exc:
             logger.warning("no hello from the shim of %s: %r", run.container.id, exc)
             channel.close()
             return False
+        finally:
+            asking.cancel()
         self._hello(channel, hello)
+        if run.channel is channel and not run.held:
+            self._work.start(self._hold(run, channel), name=f"hold {run.container.id}")
         return True
+
+    async def _hold(self, run: Run, channel: Channel) -> None:
+        """Get duplicates of what a shim holds that said hello to an agent before this one."""
+        try:
+            answer = await channel.request("descriptors")
+        except EngineError as exc:
+            logger.warning(
+                "container %s: nothing to replace its shim with: %s", run.container.id, exc
+            )
+            return
+        if run.live:
+            held.take(run, answer, channel.take_descriptors())
 
     def _event(self, channel: Channel, message: dict[str, Any]) -> None:
         run = self._connected.get(channel)
@@ -153,6 +177,7 @@ class Shims:
         if run.exit is not None or (run.channel is not None and run.channel.open):
             channel.close()
             return
+        held.take(run, fields, channel.take_descriptors())
         run.record = record = ShimRecord.parse(run.directory, fields)
         run.paused = bool(fields.get("paused"))
         run.channel = channel
@@ -197,13 +222,14 @@ class Shims:
         run.channel = None
         if run.live:
             run.changed()
-            assert run.record is not None
-            self._work.start(self._recover(run, run.record), name=f"recover {run.container.id}")
+            self._work.start(self._recover(run), name=f"recover {run.container.id}")
 
-    async def _recover(self, run: Run, record: ShimRecord) -> None:
+    async def _recover(self, run: Run) -> None:
         """A run without a connection: connect again, or find out how it ended."""
         pause = 0.01
         while run.live and run.channel is None:
+            record = run.record
+            assert record is not None
             lives = record.shim.alive()
             # Read after that: a shim that is gone has written all it was ever going to write.
             if (ended := rundir.read_exit(run.directory)) is not None:
@@ -214,19 +240,31 @@ class Shims:
                 return
             elif not lives:
                 await self._orphaned(run, record)
-            elif not await self._connect(run):
+            elif not await self._connect(run, record):
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
 
     def _drop(self, run: Run) -> None:
+        held.drop(run)
         if run.pidfd >= 0:
             os.close(run.pidfd)
             run.pidfd = -1
         run.container.runs.pop(run.number, None)
         run.changed()
 
+    def _replaced(self, run: Run) -> None:
+        """There is another shim: it is connected to next."""
+        run.record = rundir.read_shim(run.directory) or run.record
+        # The first one's children; how they end, nobody is told any more.
+        for id_, entry in tuple(run.execs.items()):
+            if entry.started and not entry.finished:
+                self._exits.exec_ended(run, id_, KILLED_EXIT_CODE, entry.pid)
+
     async def _orphaned(self, run: Run, record: ShimRecord) -> None:
         logger.warning("the shim of container %s was killed", run.container.id)
+        if await held.adopt(run):
+            self._replaced(run)
+            return
         if run.pidfd < 0:
             run.pidfd = orphans.open_init(record.init)
         exited = await orphans.wait(run.pidfd, record)
