@@ -261,4 +261,4 @@ def test_an_unpacking_that_is_not_wanted_any_more_ends(target: Layer) -> None:
     child.abort()
     os.close(keeper)
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(child.pid, os.WNOHANG)

@@ -49,13 +49,14 @@ class Unpacking:
     """A child that unpacks one layer; `finish` must be called, it reaps the child."""
 
     def __init__(self, pid: int, pipe: int) -> None:
-        self._pid, self._pipe = pid, pipe
+        self.pid = pid
+        self._pipe = pipe
 
     def finish(self) -> Unpacked:
         """Wait for the child; BadArchive for the archive's faults, OSError for the host's."""
         with open(self._pipe, "rb") as pipe:
             answer = pipe.read()
-        _, status = os.waitpid(self._pid, 0)
+        _, status = os.waitpid(self.pid, 0)
         if not answer:
             raise OSError(f"unpacking ended without a result (status {status})")
         result: dict[str, Any] = json.loads(answer)
@@ -71,8 +72,8 @@ class Unpacking:
     def abort(self) -> None:
         """End the child, whatever it has done; what it made is in its target directory."""
         os.close(self._pipe)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def end_with(parent: int) -> None:
