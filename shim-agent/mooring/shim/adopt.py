@@ -63,24 +63,11 @@ def take_over(directory: str, fds: dict[str, int]) -> Shim:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for fd in fds.values():
         os.set_inheritable(fd, False)
-    if (handle := fds.pop("stdin", None)) is not None:
-        fds |= _writable(handle)
     record |= {"shim_pid": os.getpid(), "shim_start": start_time(os.getpid())}
     shim = Shim(container, record, fds)
     shim.take_over(True)
     write_record("shim.json", record)
     return shim
-
-
-def _writable(handle: int) -> dict[str, int]:
-    """The write end of a pipe that we have a handle of; nothing if nobody reads it any more."""
-    try:
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        return {"stdin": os.open(f"/proc/self/fd/{handle}", flags)}
-    except OSError:
-        return {}
-    finally:
-        os.close(handle)
 
 
 def _name(name: bytes) -> None:

@@ -132,8 +132,7 @@ class Commands:
                     raise
                 return StdinAck(offset=request.offset, closed=True)
             if answer.get("closed") and not request.exec_id:
-                # A shim that takes over must not open what was closed.
-                held.drop(run, "stdin")
+                held.stdin_closed(run)
             return StdinAck(
                 offset=int(answer.get("offset", request.offset)),
                 closed=bool(answer.get("closed")),

@@ -29,10 +29,18 @@ def take(run: Run, fields: dict[str, Any], descriptors: list[int]) -> None:
         return
     drop(run)
     run.held = named
+    if run.stdin_closed:
+        drop(run, "stdin")
     if "pidfd" in named:
         if run.pidfd >= 0:
             os.close(run.pidfd)
         run.pidfd = named.pop("pidfd")
+
+
+def stdin_closed(run: Run) -> None:
+    """The container is to see the end of its stdin: nobody may hold its write end any more."""
+    run.stdin_closed = True
+    drop(run, "stdin")
 
 
 def drop(run: Run, name: str = "") -> None:

@@ -144,6 +144,7 @@ class Run:
         "published",
         "record",
         "sources",
+        "stdin_closed",
         "watch",
     )
 
@@ -161,6 +162,7 @@ class Run:
         """Of init, while there is no exit record: the kernel's word should the shim be killed."""
         self.held: dict[str, int] = {}
         """Duplicates of what its shim holds, by name; see held.py."""
+        self.stdin_closed = False
         self.execs: dict[str, Exec] = {}
         self.ended_execs: deque[str] = deque(maxlen=256)
         """Of which nothing is left to read."""

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mooring.kit.errors import EngineError
+from mooring.kit.errors import EngineError, Unavailable
 
 from . import held, orphans, rundir
 from .channel import Channel
@@ -128,10 +128,10 @@ class Shims:
         try:
             while not (await asyncio.wait({asking}, timeout=HELLO_SECONDS))[0]:
                 if not record.shim.alive():
-                    break
+                    raise Unavailable("it has died")
             hello = asking.result()
-        except (EngineError, asyncio.InvalidStateError) as exc:
-            logger.warning("no hello from the shim of %s: %r", run.container.id, exc)
+        except EngineError as exc:
+            logger.info("no hello from the shim of %s: %s", run.container.id, exc)
             channel.close()
             return False
         finally:
