@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from os import close
 from os import kill as send_signal
 
 from .execs import Exec
@@ -161,8 +160,6 @@ def _descriptors(shim: Shim, connection: Connection, request: Request, raw: byte
         fds["stdin"] = shim.input.fd
     held = shared(fds)
     connection.answer_with(request, {"names": list(held)}, list(held.values()))
-    if "stdin" in held:
-        close(held["stdin"])
 
 
 def _exec(shim: Shim, ident: str) -> Exec:

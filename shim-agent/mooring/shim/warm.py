@@ -57,7 +57,7 @@ KEPT = (
 """What shim.json repeats of the start command: all that another shim needs to take over."""
 
 _WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
-_SHARED = ("pidfd", "listener", "stdout", "stderr", "outlet", "inlet", "master")
+_SHARED = ("pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master")
 
 
 class Start:
@@ -219,14 +219,8 @@ def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci:
 
 
 def shared(fds: dict[str, int]) -> dict[str, int]:
-    """What an agent holds for another shim to take over: duplicates, by name, of these.
-
-    Of stdin only a handle: whoever holds its write end keeps the container from seeing its end.
-    """
-    held = {name: fds[name] for name in _SHARED if name in fds}
-    if "stdin" in fds:
-        held["stdin"] = os.open(f"/proc/self/fd/{fds['stdin']}", os.O_PATH | os.O_CLOEXEC)
-    return held
+    """What an agent holds for another shim to take over: duplicates, by name, of these."""
+    return {name: fds[name] for name in _SHARED if name in fds}
 
 
 def own_pids(spec: dict[str, Any]) -> bool:
