@@ -19,7 +19,7 @@ _PIDFD_INFO = struct.Struct("<QQ11Ii")
 _PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 _PIDFD_INFO_EXIT = 1 << 3
 
-_REAP_SECONDS = 5.0
+_REAP_LOOKS = 250
 UNKNOWN = "exit status lost: the shim was killed"
 
 
@@ -48,24 +48,31 @@ def exit_status(pidfd: int) -> int | None:
     return status if mask & _PIDFD_INFO_EXIT else None
 
 
+async def exit_code(pidfd: int) -> int | None:
+    """Wait for the end of a process that is no shim's child any more; 128+n for a signal."""
+    if pidfd < 0:
+        return None
+    await _readable(pidfd)
+    for _ in range(_REAP_LOOKS):
+        if (status := exit_status(pidfd)) is not None:
+            break
+        # Readable when it is a zombie; told only once its new parent has reaped it.
+        await asyncio.sleep(0.02)
+    else:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
 async def wait(pidfd: int, record: ShimRecord) -> ExitRecord:
     """Wait for the end of an init that has no shim any more, and say how it ended."""
-    status = None
-    if pidfd >= 0:
-        await _readable(pidfd)
-        status = exit_status(pidfd)
-        deadline = time.monotonic() + _REAP_SECONDS
-        while status is None and time.monotonic() < deadline:
-            # Readable when it is a zombie; told only once its new parent has reaped it.
-            await asyncio.sleep(0.02)
-            status = exit_status(pidfd)
-    code = None if status is None else os.waitstatus_to_exitcode(status)
+    code = await exit_code(pidfd)
     return ExitRecord(
         run=record.run,
         pid=record.init.pid,
         started_ns=record.started_ns,
         finished_ns=time.time_ns(),
-        exit_code=128 - code if code is not None and code < 0 else code,
+        exit_code=code,
         error=UNKNOWN if code is None else "",
     )
 

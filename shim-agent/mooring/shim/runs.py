@@ -139,6 +139,7 @@ class Run:
         "exit",
         "held",
         "number",
+        "orphans",
         "paused",
         "pidfd",
         "published",
@@ -168,6 +169,8 @@ class Run:
         """Of which nothing is left to read."""
         self.sources: set[Pinnable] = set()
         """Open streams of its execs."""
+        self.orphans: set[str] = set()
+        """Execs whose shim was killed and whose end is being waited for."""
         self.watch = Watch(self)
 
     @property

@@ -19,7 +19,7 @@ from mooring.kit.errors import EngineError, Unavailable
 from . import held, orphans, rundir
 from .channel import Channel
 from .exits import Exits
-from .rundir import ExitRecord, ShimRecord
+from .rundir import ExitRecord, Process, ShimRecord
 from .runs import Container, Containers, Run
 from .work import Work
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 4096
 HELLO_SECONDS = 0.25
 """Without an answer for so long, a shim is looked at: does it live?"""
+UNKNOWN_EXIT_CODE = 255
 KILLED_EXIT_CODE = 137
 """Of an exec that ended with its container: the end of a pid namespace is SIGKILL to all in it."""
 
@@ -184,16 +185,20 @@ class Shims:
         self._connected[channel] = run
         if run.pidfd < 0:
             run.pidfd = orphans.open_init(record.init)
-        for known in fields.get("execs") or []:
+        execs = fields.get("execs") or []
+        for known in execs:
             entry = run.exec(str(known["exec"]))
             entry.pid = int(known["pid"])
             entry.started = True
-        self._look_for_execs(run)
+        self._look_for_execs(run, {str(known["exec"]) for known in execs})
         run.changed()
         self.on_begun(run)
 
-    def _look_for_execs(self, run: Run) -> None:
-        """Execs whose exit was written while no agent listened."""
+    def _look_for_execs(self, run: Run, shims_own: set[str] | None = None) -> None:
+        """Execs whose exit was written while no agent listened.
+
+        `shims_own`: those that its shim knows; any other was left by a shim that was killed.
+        """
         try:
             ids = os.listdir(f"{run.directory}/execs")
         except FileNotFoundError:
@@ -205,6 +210,29 @@ class Shims:
                 self._exits.exec_ended(run, id_, code, pid)
             elif os.path.exists(f"{directory}/{rundir.ACKNOWLEDGED}"):
                 self._exits.exec_acknowledged(run, id_)
+            elif shims_own is not None and id_ not in shims_own and id_ not in run.orphans:
+                run.orphans.add(id_)
+                self._work.start(self._await_exec(run, id_, directory), name=f"orphan {id_}")
+
+    async def _await_exec(self, run: Run, id_: str, directory: str) -> None:
+        """An exec whose shim was killed: its end is told in the shim's stead."""
+        fields = rundir.read_json(f"{directory}/exec.json")
+        if fields is None:
+            return
+        process = Process(int(fields["pid"]), int(fields["pid_start"]))
+        entry = run.exec(id_)
+        entry.started, entry.pid = True, process.pid
+        pidfd = orphans.open_init(process)
+        try:
+            code = await orphans.exit_code(pidfd)
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+        known = UNKNOWN_EXIT_CODE if code is None else code
+        record = {"exec": id_, "exit_code": known, "pid": process.pid}
+        with contextlib.suppress(FileNotFoundError):
+            rundir.write_json(f"{directory}/{rundir.EXIT}", record)
+        self._exits.exec_ended(run, id_, known, process.pid)
 
     def _ended(self, run: Run, exited: ExitRecord, *, acknowledged: bool = False) -> None:
         if run.exit is not None:
@@ -255,10 +283,6 @@ class Shims:
     def _replaced(self, run: Run) -> None:
         """There is another shim: it is connected to next."""
         run.record = rundir.read_shim(run.directory) or run.record
-        # The first one's children; how they end, nobody is told any more.
-        for id_, entry in tuple(run.execs.items()):
-            if entry.started and not entry.finished:
-                self._exits.exec_ended(run, id_, KILLED_EXIT_CODE, entry.pid)
 
     async def _orphaned(self, run: Run, record: ShimRecord) -> None:
         logger.warning("the shim of container %s was killed", run.container.id)
