@@ -100,7 +100,7 @@ async def test_execs_go_with_their_container(client: Client, lifecycle: Replica)
     await client.start("web")
     exec_id = await create(client, "ls")
     await client.remove("web", force=True)
-    assert lifecycle.engine.execs.get(exec_id) is None
+    await lifecycle.engine.execs.until(exec_id, lambda record: record is None, 10)
 
 
 async def test_old_execs_are_forgotten(

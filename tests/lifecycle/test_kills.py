@@ -91,6 +91,7 @@ class Process:
         self._faults = settings.run_dir / "faults"
         self._faults.mkdir(exist_ok=True)
         self.deaths = 0
+        self.died = asyncio.Event()
 
     def arm(self, point: str) -> None:
         """Die at this point, once."""
@@ -105,6 +106,7 @@ class Process:
             try:
                 await process.wait()
                 self.deaths += 1
+                self.died.set()
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -136,8 +138,9 @@ async def test_a_kill_at_any_point_changes_nothing(
         await joined(bus)
         container = await live_through_everything(client, host)
         assert await client.actions(len(EXPECTED)) == EXPECTED
-        assert process.deaths == 1
+        await asyncio.wait_for(process.died.wait(), 10)
         await cleared(bus, host, container)
+    assert process.deaths == 1
     # Not one event more, and none of them twice.
     last = await bus.last(subjects.EVENTS_STREAM, subjects.EVENTS)
     assert last is not None

@@ -205,6 +205,6 @@ def test_a_container_goes_where_its_image_is_and_least_runs() -> None:
     nodes = [NodeRecord(id="node1"), NodeRecord(id="node2"), NodeRecord(id="node3")]
     record = image()
     record.nodes = ["node1", "node2"]
-    assert choose(nodes, record, {"node1": 3, "node2": 1}) == "node2"
+    assert choose(nodes, record, lambda: {"node1": 3, "node2": 1}) == "node2"
     with pytest.raises(Unavailable, match="no host has joined yet"):
-        choose([], record, {})
+        choose([], record, dict)

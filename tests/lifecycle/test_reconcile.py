@@ -98,6 +98,7 @@ async def test_a_tombstone_is_purged_when_it_has_served(
     container = await client.create("web")
     await client.remove("web")
     await client.events(2)
+    await lifecycle.engine.tasks.close()
     await lifecycle.reconciler.look(ask_hosts=False)
     bucket = await client.bus.bucket(subjects.BUCKET_CONTAINERS, ContainerRecord)
     mirror = await bucket.mirror()

@@ -61,7 +61,7 @@ class ContainerHandlers:
         record = ContainerRecord(
             id=container_id,
             name="",
-            node=choose(engine.nodes.records(), image, engine.load()),
+            node=choose(engine.nodes.records(), image, engine.load),
             created_ns=begun,
             image=request.config.image,
             image_id=image.id,

@@ -118,23 +118,27 @@ class Endings:
                 await self.clear(record)
 
     async def clear(self, record: ContainerRecord) -> None:
-        """Delete what a removed container left on its host, its name and its execs."""
+        """Delete what a removed container left on its host; its name and execs follow."""
         engine = self._engine
         with engine.holding(record.id):
-            if record.run:
-                with contextlib.suppress(NotFound, Unavailable):
-                    await engine.hosts.forget(record.node, record.id)
             try:
                 await engine.hosts.remove(record.node, record.id)
             except Conflict:
                 # It runs after all: a start that nobody knew the end of.
                 await self._kill(record)
                 await engine.hosts.remove(record.node, record.id)
-            faults.point("lifecycle.remove.hosted")
+        faults.point("lifecycle.remove.hosted")
+        engine.tasks.spawn(self._forget(record), f"forget {record.id[:12]}")
+
+    async def _forget(self, record: ContainerRecord) -> None:
+        engine = self._engine
+        with engine.holding(record.id):
             await engine.names.release(record.name, record.id, record.name_revision)
             for exec_id in list(engine.execs_of.get(record.id, {})):
                 await engine.execs.delete(exec_id)
                 engine.events.forget(exec_id)
+            with contextlib.suppress(NotFound, Unavailable):
+                await engine.hosts.forget(record.node, record.id)
             self._cleared.add(record.id)
             self._released.pop(record.id, None)
         faults.point("lifecycle.remove.cleared")
