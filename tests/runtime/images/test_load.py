@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mooring.runtime.images.load import LoadedImage, load, receive_archive
+from mooring.runtime.images.repair import repair
 from mooring.runtime.images.rootfs import ImportOptions, import_rootfs, receive_rootfs
 from mooring.runtime.images.store import ImageStore, chain_ids
 from mooring.runtime.images.unpack import BadArchive
@@ -130,6 +131,30 @@ def _files(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         opened = ((member.name, tar.extractfile(member)) for member in tar.getmembers())
         return {name: file.read() for name, file in opened if file is not None}
+
+
+def test_layers_that_the_host_went_down_over_are_unpacked_again(store: ImageStore) -> None:
+    (image,) = _load(store, docker_archive(Image([BASE, TOP])))
+    assert store.doubtful() == []
+    below, above = (store.layer(info.chain_id) for info in image.layers)
+    for layer_directory in (below, above):
+        (layer_directory / "unsettled").write_text("another boot")
+    (below / "fs/home/app/old").write_bytes(b"")
+    (above / "fs/home/app/new").unlink()
+    assert repair(store, store.new_job()) == []
+    assert (below / "fs/home/app/old").read_bytes() == b"old"
+    assert (above / "fs/home/app/new").read_bytes() == b"new"
+    assert os.stat(above / "fs/home/app").st_uid == 5
+    assert store.doubtful() == []
+
+
+def test_a_layer_whose_blob_is_damaged_too_is_left_and_named(store: ImageStore) -> None:
+    (image,) = _load(store, docker_archive(Image([BASE])))
+    (info,) = image.layers
+    store.blob(info.blob).write_bytes(TOP)
+    (store.layer(info.chain_id) / "unsettled").write_text("another boot")
+    assert repair(store, store.new_job()) == [info.chain_id]
+    assert store.has_layer(info.chain_id)
 
 
 def test_an_import_keeps_only_what_was_said(store: ImageStore) -> None:

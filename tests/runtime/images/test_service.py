@@ -127,6 +127,29 @@ async def test_load_takes_several_images_and_names_one_without_a_tag_by_its_id(
     assert [added.image.id for added in lifecycle.added] == [first.id, second.id]
 
 
+async def test_a_loaded_layer_is_on_disk_before_long(
+    bus: Bus, settings: Settings, images: ImageService
+) -> None:
+    await _load(bus, settings, docker_archive(Image([BASE], ["a"])))
+    await images.idle()
+    assert not images.store.unsettled()
+
+
+async def test_a_layer_that_the_host_went_down_over_is_repaired_at_the_next_start(
+    bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle
+) -> None:
+    await _load(bus, settings, docker_archive(Image([BASE], ["a"])))
+    await images.idle()
+    directory = images.store.layer(lifecycle.added[0].image.layers[0].chain_id)
+    (directory / "unsettled").write_text("another boot")
+    (directory / "fs/bin/sh").write_bytes(b"")
+    again = ImageService(bus, settings)
+    await again.start()
+    await again.idle()
+    assert (directory / "fs/bin/sh").read_bytes() == b"shell"
+    assert not images.store.unsettled() and not list(images.store.trash.iterdir())
+
+
 async def test_import_makes_an_image_of_one_layer(
     bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle
 ) -> None:
@@ -187,7 +210,7 @@ async def test_load_refuses_a_bad_archive_and_leaves_nothing(
     before = _everything(settings.state_dir)
     with pytest.raises(InvalidParameter, match=words):
         await _load(bus, settings, data)
-    await images.close()
+    await images.idle()
     assert _everything(settings.state_dir) == before
 
 
@@ -195,12 +218,12 @@ async def test_load_takes_out_what_it_stored_when_the_image_is_not_recorded(
     bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle
 ) -> None:
     await _load(bus, settings, docker_archive(Image([BASE], ["a"])))
-    await images.close()
+    await images.idle()
     before = _everything(settings.state_dir)
     lifecycle.refusal = Conflict("no")
     with pytest.raises(Conflict):
         await _load(bus, settings, docker_archive(Image([BASE, TOP], ["b"])))
-    await images.close()
+    await images.idle()
     assert _everything(settings.state_dir) == before
 
 
@@ -213,7 +236,7 @@ async def test_an_upload_that_is_broken_off_leaves_nothing(
         await up.write(docker_archive(Image([BASE]))[:5000])
         (receiving,) = (t for t in asyncio.all_tasks() if t.get_name() == f"upload {subject}")
     await receiving
-    await images.close()
+    await images.idle()
     assert _everything(settings.state_dir) == before
 
 
@@ -230,7 +253,7 @@ async def test_remove_keeps_the_layers_that_others_need(
     assert not images.store.has_layer(large.layers[1].chain_id)
     await bus.request(subject, RemoveLayers(image=small), Done)
     await bus.request(subject, RemoveLayers(image=small), Done)
-    await images.close()
+    await images.idle()
     assert _everything(settings.state_dir) == before
 
 
@@ -241,7 +264,7 @@ async def test_a_new_service_undoes_what_a_killed_one_left(
     kept = lifecycle.added[0].image
     records = await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
     await records.create(kept.id[7:], kept)
-    await images.close()
+    await images.idle()
     before = _everything(settings.state_dir)
     os.mkdir(images.store.ingest / "0123")
     orphan = layer([Entry("x", data=b"y")])
@@ -251,5 +274,5 @@ async def test_a_new_service_undoes_what_a_killed_one_left(
     images.store.blob(digest(orphan)).write_bytes(orphan)
     again = ImageService(bus, settings)
     await again.start()
-    await again.close()
+    await again.idle()
     assert _everything(settings.state_dir) == before

@@ -29,6 +29,8 @@ class Plan:
     chain_id: str = ""
     lowers: tuple[str, ...] = ()
     """Chain ids of the layers below, the uppermost first."""
+    again: bool = False
+    """The layer is there, and the new one takes its place."""
 
 
 @dataclass(slots=True)
@@ -43,8 +45,10 @@ class _Running:
 class Builder:
     """Builds layers in one job's directory and moves them into the store."""
 
-    def __init__(self, store: ImageStore, job: Path) -> None:
+    def __init__(self, store: ImageStore, job: Path, *, trusted: bool = True) -> None:
+        """trusted: the digests of blobs were computed as they arrived."""
         self._store, self._job = store, job
+        self._trusted = trusted
         self._pending = Pending(job)
         self._serial = 0
 
@@ -71,14 +75,15 @@ class Builder:
 
     def _start(self, plan: Plan) -> _Running:
         self._serial += 1
-        built = self._job / f"layer-{self._serial}"
+        built = self._job / f"layer-{id(self):x}-{self._serial}"
         files = built / "fs"
         files.mkdir(parents=True)
         files.chmod(0o755)
         with open(plan.blob.path, "rb") as file:
             compression = detect(file.read(6))
         plain = None if compression in _STORED_AS else built.with_suffix(".plain")
-        known = plan.blob.digest if compression is Compression.NONE else ""
+        plain_known = self._trusted and compression is Compression.NONE
+        known = plan.blob.digest if plain_known else ""
         child = start(plan.blob.path, compression, files, diff_id=known, plain_copy=plain)
         return _Running(plan, built, compression, plain, child)
 
@@ -100,8 +105,11 @@ class Builder:
             blob=blob.digest,
             compression=compression.value,
             size=result.size,
+            parent=plan.lowers[0] if plan.lowers else "",
         )
-        if not self._store.has_layer(info.chain_id):
+        if plan.again:
+            self._store.exchange_layer(built, info)
+        elif not self._store.has_layer(info.chain_id):
             self.add_blob(blob)
             self._pending.layer(info.chain_id)
             self._store.add_layer(built, info)

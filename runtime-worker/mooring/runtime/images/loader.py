@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from .compress import Read
 from .load import LoadedImage, load, receive_archive
+from .repair import repair
 from .rootfs import ImportOptions, import_rootfs, receive_rootfs
 from .store import ImageStore
 from .unpack import BadArchive, end_with
@@ -48,6 +49,9 @@ def _run(job: dict[str, Any], directory: Path) -> list[LoadedImage]:
 def _store(
     job: dict[str, Any], directory: Path, store: ImageStore, read: Read
 ) -> list[LoadedImage]:
+    if job["kind"] == "repair":
+        repair(store, directory)
+        return []
     if job["kind"] == "load":
         archive = receive_archive(read, directory)
         return load(archive, store, directory, job["architecture"])

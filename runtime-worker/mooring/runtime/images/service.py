@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +63,8 @@ class ImageService:
         self._lock = asyncio.Lock()
         self._added: dict[str, _Added] = {}
         """By image id: what is known here for so short a time that others may not know it yet."""
-        self._emptying: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
+        self._untidy = False
         self.on_removed: list[Callable[[str], None]] = []
         """Called with the id of an image whose layers are gone."""
 
@@ -79,12 +80,28 @@ class ImageService:
             for job in jobs:
                 logger.info("undoing an image job that was broken off: %s", job.name)
                 await asyncio.to_thread(self._end, job, keep)
-        self._empty_trash()
+        if await asyncio.to_thread(self.store.doubtful):
+            logger.warning("the host went down over new layers, unpacking them again")
+            await self._repair()
+        self._tidy()
+
+    async def _repair(self) -> None:
+        directory = self.store.new_job()
+        try:
+            await _result(await self._start_loader({"kind": "repair"}, directory))
+        finally:
+            self.store.discard(directory)
+
+    async def idle(self) -> None:
+        """Wait until nothing goes on in the background."""
+        if self._tidying is not None:
+            await self._tidying
 
     async def close(self) -> None:
-        """Wait for the background deletion."""
-        if self._emptying is not None:
-            await self._emptying
+        """Break off what goes on in the background; the next start takes it up."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
 
     async def load(self, request: LoadImages, upload: AsyncIterable[memoryview]) -> ImagesLoaded:
         """Load a docker-archive or OCI layout; InvalidParameter for a bad archive."""
@@ -116,7 +133,7 @@ class ImageService:
             await asyncio.to_thread(self._remove, request.image, keep)
         for forget in self.on_removed:
             forget(request.image.id)
-        self._empty_trash()
+        self._tidy()
         return Done()
 
     def _remove(self, image: ImageRecord, keep: set[str]) -> None:
@@ -156,7 +173,7 @@ class ImageService:
             leftovers = directory.glob("*/") if not certain else (directory,)
             for path in leftovers:
                 self.store.discard(path)
-            self._empty_trash()
+            self._tidy()
 
     async def _start_loader(self, job: dict[str, Any], directory: Path) -> Process:
         job |= {"state_dir": str(self._state_dir), "parent": os.getpid()}
@@ -208,10 +225,32 @@ class ImageService:
         Pending(job).undo(self.store, keep)
         self.store.discard(job)
 
-    def _empty_trash(self) -> None:
-        if self._emptying is None or self._emptying.done():
-            emptying = asyncio.to_thread(self.store.empty_trash)
-            self._emptying = asyncio.create_task(emptying, name="empty trash")
+    def _tidy(self) -> None:
+        """In the background: new layers to disk, the trash emptied."""
+        self._untidy = True
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._empty_and_settle(), name="tidy images")
+
+    async def _empty_and_settle(self) -> None:
+        while self._untidy:
+            self._untidy = False
+            # rm is faster than Python at this, holds no lock of ours, and any depth is no matter.
+            if trash := list(self.store.trash.iterdir()):
+                await _command("rm", "-rf", "--", *map(str, trash))
+            if unsettled := self.store.unsettled():
+                if await _command("sync", "-f", str(self.store.layers)):
+                    logger.error("new layers cannot be written to disk")
+                    return
+                for marker in unsettled:
+                    marker.unlink(missing_ok=True)
+
+
+async def _command(*arguments: str) -> int:
+    process = await asyncio.create_subprocess_exec(*arguments, stderr=DEVNULL)
+    try:
+        return await process.wait()
+    finally:
+        await _kill(process)
 
 
 async def _feed(loader: Process, upload: AsyncIterable[memoryview]) -> None:

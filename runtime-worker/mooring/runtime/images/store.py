@@ -7,17 +7,21 @@ only: the loader, a small process, uses it too.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import secrets
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _SHORT = 12
+_UNSETTLED = "unsettled"
+"""In a layer's directory, with the id of the boot it was made in, until it is on disk."""
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class LayerInfo:
     compression: str
     size: int
     """Bytes of the files, unpacked."""
+    parent: str = ""
+    """The chain id of the layer below."""
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
@@ -111,7 +117,11 @@ class ImageStore:
 
     def add_layer(self, built: Path, info: LayerInfo) -> bool:
         """Move a finished layer (a directory with `fs` in it) to its place; False: it was there."""
-        (built / "layer.json").write_text(json.dumps(asdict(info)))
+        with open(built / "layer.json", "w", encoding="ascii") as file:
+            json.dump(asdict(info), file)
+            file.flush()
+            os.fsync(file.fileno())
+        (built / _UNSETTLED).write_text(_boot_id())
         target = self.layer(info.chain_id)
         try:
             built.rename(target)
@@ -167,6 +177,32 @@ class ImageStore:
                 with suppress(FileNotFoundError):
                     yield self.layer_info(f"sha256:{entry.name}")
 
+    def unsettled(self) -> list[Path]:
+        """Markers of layers that are not on disk for sure; unlink them after a sync of `layers`."""
+        return list(self.layers.glob(f"*/{_UNSETTLED}"))
+
+    def doubtful(self) -> list[str]:
+        """Chain ids of layers that the host went down over before they were on disk."""
+        boot_id = _boot_id()
+        return [
+            f"sha256:{marker.parent.name}"
+            for marker in self.unsettled()
+            if marker.read_text() != boot_id
+        ]
+
+    def exchange_layer(self, built: Path, info: LayerInfo) -> None:
+        """Put a layer that was built again in the place of the one there, which is in built then.
+
+        One step: a layer that images refer to is never missing.
+        """
+        (built / "layer.json").write_text(json.dumps(asdict(info)))
+        (built / _UNSETTLED).write_text(_boot_id())
+        old, new = os.fsencode(self.layer(info.chain_id)), os.fsencode(built)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.renameat2(_AT_FDCWD, new, _AT_FDCWD, old, _RENAME_EXCHANGE) < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(built))
+
     # --- coming and going ---
 
     def new_job(self) -> Path:
@@ -180,11 +216,9 @@ class ImageStore:
         with suppress(FileNotFoundError):
             path.rename(self.trash / f"{secrets.token_hex(8)}-{path.name[:12]}")
 
-    def empty_trash(self) -> None:
-        """Delete what is in the trash; takes as long as it takes, run it in a thread."""
-        # rm is faster than Python at this, holds no lock of ours, and takes trees of any depth.
-        if entries := list(self.trash.iterdir()):
-            subprocess.run(["rm", "-rf", "--", *entries], check=False, stderr=subprocess.DEVNULL)
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _sync_directory(directory: Path) -> None:

@@ -1,0 +1,46 @@
+"""Layers that may have lost data when the host went down are unpacked again from their blobs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from .archive import Blob
+from .build import Builder, Plan
+from .store import ImageStore, LayerInfo
+from .unpack import BadArchive
+
+logger = logging.getLogger(__name__)
+
+
+def repair(store: ImageStore, job: Path) -> list[str]:
+    """Rebuild what is doubtful, from the bottom up; the chain ids of what could not be rebuilt."""
+    lost = []
+    for info in sorted(
+        map(store.layer_info, store.doubtful()), key=lambda i: len(_below(store, i))
+    ):
+        blob = store.blob(info.blob)
+        try:
+            plan = Plan(
+                number=len(_below(store, info)),
+                blob=Blob(blob, info.blob, blob.stat().st_size),
+                diff_id=info.diff_id,
+                chain_id=info.chain_id,
+                lowers=tuple(_below(store, info)),
+                again=True,
+            )
+            # The blob may be damaged as well: its digest is not taken on trust.
+            Builder(store, job, trusted=False).build([plan])
+        except (BadArchive, OSError) as exc:
+            logger.error("layer %s cannot be repaired: %s", info.chain_id, exc)
+            lost.append(info.chain_id)
+    return lost
+
+
+def _below(store: ImageStore, info: LayerInfo) -> list[str]:
+    """The chain ids of the layers below, the uppermost first."""
+    chain: list[str] = []
+    while info.parent:
+        chain.append(info.parent)
+        info = store.layer_info(info.parent)
+    return chain
