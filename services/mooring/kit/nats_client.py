@@ -340,6 +340,8 @@ class NatsClient:
         for future in waiting.values():
             if not future.done():
                 future.set_exception(Disconnected())
+                # Whoever could not even send does not wait for it.
+                future.exception()
 
 
 def _time_out(future: asyncio.Future[Msg]) -> None:
@@ -448,6 +450,8 @@ class _Protocol(asyncio.Protocol):
     def write(self, parts: list[Any]) -> None:
         """Hand bytes to the socket; Disconnected if it is closed."""
         if self._transport.is_closing():
+            # asyncio tells us of the loss only when everyone who is runnable has run.
+            self._client.connection_lost(self)
             raise Disconnected
         self._transport.writelines(parts)
 
