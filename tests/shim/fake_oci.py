@@ -175,7 +175,7 @@ def _begin(
                 fcntl.ioctl(slave, 0x540E, 0)
             high = [os.dup(fd) for fd in (stdin, stdout, stderr)]
             if not os.read(go_r, 1):
-                os._exit(1)
+                os._exit(249)
             for target, fd in enumerate(high):
                 os.dup2(fd, target)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):

@@ -101,7 +101,7 @@ class Container:
         with sock:
             sock.settimeout(DEADLINE)
             sock.send(json.dumps(self.request).encode())
-            self.answer: Packet = json.loads(sock.recv(1 << 16))
+            self.answer: Packet = json.loads(sock.recv(1 << 16) or b"{}")
 
     def client(self) -> Client:
         """A connection to shim.sock."""

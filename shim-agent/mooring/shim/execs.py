@@ -9,6 +9,7 @@ from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump
 from .processes import Streams, exit_status, open_input, record_streams, resize
+from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree, start_time, write_record
 from .stdin import Input
 from .stdio import Recorder
@@ -120,6 +121,10 @@ class Exec:
     def end(self) -> None:
         """The container's end is its end: record it without waiting for anything."""
         if self.pidfd >= 0 and not self._leaving:
+            try:
+                pidfd_send_signal(self.pidfd, SIGKILL)
+            except ProcessLookupError:
+                pass
             self._exited(0)
         if self.pidfd >= 0:
             self._finish()

@@ -13,6 +13,8 @@ from .stdin import Input
 from .stdio import Recorder
 
 TIOCSWINSZ = 0x5414
+NOT_EXECUTED = 249
+"""The exit code of a process that was to become the container's init and never did."""
 NULL = 0
 """The shim's descriptors 0 to 2 are /dev/null."""
 
@@ -100,6 +102,25 @@ def exit_status(pidfd: int) -> tuple[int | None, int]:
     if result.si_code == os.CLD_EXITED:
         return result.si_status, 0
     return 128 + result.si_status, result.si_status
+
+
+def executed(pid: int) -> bool | None:
+    """Whether a process forked by us (or by our helper) runs another program by now.
+
+    None if it has ended. The kernel chooses another place for the stack of each program executed,
+    and a fork has the place of its parent.
+    """
+    theirs, ours = _stack(pid), _stack(os.getpid())
+    return None if not theirs else theirs != ours
+
+
+def _stack(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb", 0) as file:
+            text = file.read(4096)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text[text.rindex(b")") + 2 :].split(None, 27)[25])
 
 
 def _status_of_another(pidfd: int) -> tuple[int | None, int]:

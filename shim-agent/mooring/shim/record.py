@@ -38,6 +38,11 @@ def write_record(path: str, record: dict[str, object]) -> None:
     os.rename(temporary, path)
 
 
+def mark_executed() -> None:
+    """Leave the file that says: the program of this run was executed."""
+    os.close(os.open("executed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def remove_tree(directory: str) -> None:
     """Delete a directory of ours with all in it; one that is gone is fine."""
     try:

@@ -12,16 +12,16 @@ import os
 from os import pidfd_open, waitpid
 from time import monotonic, time_ns
 
-from .control import Connection, Listener, receive_with
+from .control import Connection, Listener, connect, receive_with
 from .execs import Exec
 from .helper import Helper
 from .log import LogWriter
 from .loop import ONCE, READ, Loop
 from .operations import OPERATIONS, Refusal
 from .packets import dump, parse
-from .processes import exit_status, open_input, record_streams
+from .processes import NOT_EXECUTED, executed, exit_status, open_input, record_streams
 from .rawsignal import SIGKILL, pidfd_send_signal
-from .record import fault, write_record
+from .record import fault, mark_executed, write_record
 from .stdin import Input
 from .stdio import Recorder
 from .warm import NOTHING_STARTED, read
@@ -63,11 +63,12 @@ class Shim:
         self.listener: Listener
         self._deadline = 0.0
         self._exit: tuple[int | None, int] = (None, 0)
+        self._unsure = self._abandoned = False
 
     # --- taking over ---
 
     def take_over(self, running: bool) -> None:
-        """Watch everything. Not `running`: the helper died before it knew of the program."""
+        """Watch everything. Not `running`: the helper died before it said that the program ran."""
         fds, record = self._fds, self.record
         log = LogWriter(record["log_dir"], record["log_max_size"], record["log_max_files"])
         self.recorder = Recorder(self.loop, log)
@@ -84,9 +85,24 @@ class Shim:
             self.listener.add(fds["agent"])
         if not record["own_pids"]:
             self.loop.later(_ORPHANS_SECONDS, self._bury_orphans)
-        if not running and "outlet" in fds:
-            # Its terminal went down with the helper.
-            pidfd_send_signal(fds["pidfd"], SIGKILL)
+        if not running:
+            self._finish_start()
+
+    def _finish_start(self) -> None:
+        """The helper was killed in the middle of the start: go on with it, or undo it."""
+        begun = executed(self.pid)
+        self._unsure = begun is None
+        if begun:
+            mark_executed()
+            if agent := connect(self.record["agent_socket"]):
+                self.listener.add(agent.detach()).send({"event": "hello", **self.hello()})
+        if not begun or "outlet" in self._fds:
+            # The program is not to run any more, or its terminal went down with the helper.
+            self._abandoned = not begun
+            try:
+                pidfd_send_signal(self.pidfd, SIGKILL)
+            except ProcessLookupError:
+                pass
 
     @property
     def pid(self) -> int:
@@ -233,6 +249,9 @@ class Shim:
         self._await_helper()
         self.loop.forget(self.pidfd)
         self._exit = exit_status(self.pidfd)
+        if self._unsure:
+            # It had ended when we looked; this is how one ends that was never executed.
+            self._abandoned = self._exit[0] == NOT_EXECUTED
         fault("shim.exited")
         if not self.record["own_pids"]:
             # With a pid namespace, the kernel has killed the rest already.
@@ -259,6 +278,9 @@ class Shim:
         self.input.close()
         code, signal = self._exit
         error = self._end_log(code)
+        if self._abandoned:
+            self._vanish()
+            return
         record = {
             "version": 1,
             "id": self.id,
@@ -268,7 +290,7 @@ class Shim:
             "finished_ns": time_ns(),
             "exit_code": code,
             "signal": signal,
-            "oom_killed": self.cgroup.oom_kills() > 0,
+            "oom_killed": self._ran_out_of_memory(),
             "error": error,
         }
         fault("shim.before_exit_record")
@@ -281,14 +303,35 @@ class Shim:
         except FileNotFoundError:
             pass
         self.recorder.close()
-        try:
-            self.cgroup.remove()
-        except Exception:
-            pass  # Something unkillable is in it; the worker's reaper looks again.
+        self._remove_cgroup()
         if "root" in self._fds:
             # The last to let go of an overlay waits for its upper directory to be written.
             os.close(self._fds["root"])
         self.loop.stop()
+
+    def _vanish(self) -> None:
+        """As if this run had never been: whoever started it was not told that it was."""
+        for name in ("shim.json", "shim.sock"):
+            try:
+                os.unlink(name)
+            except FileNotFoundError:
+                pass
+        self.listener.close()
+        self.recorder.close()
+        self._remove_cgroup()
+        self.loop.stop()
+
+    def _remove_cgroup(self) -> None:
+        try:
+            self.cgroup.remove()
+        except Exception:
+            pass  # Something unkillable is in it; the worker's reaper looks again.
+
+    def _ran_out_of_memory(self) -> bool:
+        try:
+            return self.cgroup.oom_kills() > 0
+        except Exception:
+            return False  # The cgroup is gone: no reason not to record the end.
 
     def _end_log(self, code: int | None) -> str:
         left = sum(o.available() for o in self.recorder.outputs if o.fd >= 0)

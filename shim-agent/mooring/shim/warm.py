@@ -25,7 +25,7 @@ from .log import LogWriter
 from .loop import READ
 from .packets import dump, join, parse
 from .processes import Streams
-from .record import fault, start_time, write_record
+from .record import fault, mark_executed, start_time, write_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci:
         _answer(worker, refused(error))
         return NOTHING_STARTED
     _answer(worker, answer)
-    os.close(os.open("executed", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    mark_executed()
     return STARTED
 
 

@@ -1,0 +1,234 @@
+"""What is killed, where, and what is whole afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import PYTHON, ROOT, Client, Container, Launcher, alive, eventually, everything
+
+COUNT = "i=0; while :; do echo $i; i=$((i+1)); done"
+
+
+class Adopter:
+    """What the agent does for a container: hold its descriptors, replace its shim."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        client = container.client()
+        names = client.ask("descriptors")["names"]
+        self.held = dict(zip(names, client.fds, strict=True))
+        client.close()
+
+    def replace(self) -> int:
+        """Start a shim in place of the killed one; its pid."""
+        paths = [str(ROOT / "runtime-worker"), str(ROOT / "shim-agent"), str(ROOT)]
+        code = (
+            f"import sys; sys.path[:0] = {paths!r}\n"
+            "from tests.shim import fake_oci\n"
+            "import mooring.runtime.oci\n"
+            "mooring.runtime.oci.container = fake_oci\n"
+            "sys.modules['mooring.runtime.oci.container'] = fake_oci\n"
+            "from mooring.shim.adopt import main\nmain()"
+        )
+        pairs = [f"{name}={fd}" for name, fd in self.held.items()]
+        command = [PYTHON, "-I", "-S", "-c", code, str(self.container.directory), *pairs]
+        subprocess.run(command, pass_fds=list(self.held.values()), check=True, timeout=30)
+        return shim_of(self.container)
+
+    def close(self) -> None:
+        for fd in self.held.values():
+            os.close(fd)
+
+
+def shim_of(container: Container) -> int:
+    pid: int = json.loads((container.directory / "shim.json").read_text())["shim_pid"]
+    return pid
+
+
+def ended(container: Container) -> bool:
+    return (container.directory / "exit.json").exists()
+
+
+def sigkill(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([pidfd], [], [], 10)
+    os.close(pidfd)
+
+
+@pytest.fixture
+def counting(launcher: Launcher, tmp_path: Path) -> Iterator[Container]:
+    with Container(
+        launcher, tmp_path, ["sh", "-c", COUNT], log_max_size=1 << 20, log_max_files=1000
+    ) as container:
+        yield container
+
+
+def test_output_of_a_container_whose_shim_is_killed_again_and_again_is_whole(
+    counting: Container,
+) -> None:
+    adopter = Adopter(counting)
+    choose = random.Random(1)
+    shim = counting.shim
+    for _ in range(12):
+        time.sleep(choose.random() / 10)
+        sigkill(shim)
+        shim = adopter.replace()
+    end = counting.reader().end()
+    eventually(lambda: counting.reader().end() > end + 10_000)
+    os.kill(counting.answer["pid"], signal.SIGKILL)
+    eventually(lambda: ended(counting))
+    assert counting.exit()["exit_code"] == 137
+    lines = counting.output().split(b"\n")
+    if lines[-1] != b"":
+        assert str(len(lines) - 1).encode().startswith(lines[-1])
+    assert [int(line) for line in lines[:-1]] == list(range(len(lines) - 1))
+    adopter.close()
+
+
+def test_what_came_between_two_shims_is_read_by_the_second(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.02; done; echo out; echo err >&2; exit 5"
+    with Container(launcher, tmp_path, ["sh", "-c", script]) as container:
+        adopter = Adopter(container)
+        sigkill(container.shim)
+        go.touch()
+        eventually(lambda: not alive(container.answer["pid"]))
+        adopter.replace()
+        eventually(lambda: ended(container))
+        assert container.exit()["exit_code"] == 5
+        assert (container.output(1), container.output(2)) == (b"out\n", b"err\n")
+        adopter.close()
+
+
+def test_stdin_outlives_its_shim(launcher: Launcher, tmp_path: Path) -> None:
+    with Container(launcher, tmp_path, ["cat"], stdin=True, stdin_once=True) as container:
+        adopter = Adopter(container)
+        client = container.client()
+        client.ask("stdin", b"one ", session="s", offset=0)
+        sigkill(container.shim)
+        adopter.replace()
+        client = Client(container.directory)
+        assert client.ask("stdin", b"two", session="s", offset=4)["offset"] == 7
+        # Whoever holds the write end keeps the container from seeing the end of its input.
+        os.close(adopter.held.pop("stdin"))
+        assert client.ask("stdin", session="s", offset=7, eof=True)["closed"] is True
+        client.close()
+        eventually(lambda: ended(container))
+        assert container.output() == b"one two"
+        adopter.close()
+
+
+def test_a_terminal_outlives_its_shim(launcher: Launcher, tmp_path: Path) -> None:
+    script = "read a; echo got:$a; exit 2"
+    with Container(launcher, tmp_path, ["sh", "-c", script], stdin=True, tty=True) as container:
+        adopter = Adopter(container)
+        sigkill(container.shim)
+        adopter.replace()
+        client = Client(container.directory)
+        client.ask("stdin", b"it\n", session="s", offset=0)
+        client.close()
+        eventually(lambda: ended(container))
+        assert container.exit()["exit_code"] == 2
+        assert container.output() == b"it\r\ngot:it\r\n"
+        adopter.close()
+
+
+def start_with_fault(tmp_path: Path, faults: Path, point: str, script: str) -> Container:
+    (faults / point).touch()
+    launcher = Launcher({"MOORING_FAULTS": str(faults)})
+    try:
+        return Container(launcher, tmp_path, ["sh", "-c", script])
+    finally:
+        launcher.close()
+
+
+@pytest.mark.parametrize("point", ["shim.started", "shim.before_exec"])
+def test_killed_before_the_program_ran_it_never_runs(
+    tmp_path: Path, faults: Path, point: str
+) -> None:
+    container = start_with_fault(tmp_path, faults, point, f"touch {tmp_path}/ran")
+    assert container.answer == {}
+    eventually(lambda: not alive(container.shim))
+    assert os.listdir(container.directory) == []
+    assert not (tmp_path / "ran").exists()
+    assert [s for s, _ in everything(container.reader())] in ([], [16, 17])
+
+
+def test_killed_after_the_program_ran_the_run_goes_on(tmp_path: Path, faults: Path) -> None:
+    container = start_with_fault(tmp_path, faults, "shim.after_exec", "sleep 0.3; echo on; exit 6")
+    assert container.answer == {}
+    assert container.wait()["exit_code"] == 6
+    assert container.output() == b"on\n"
+    assert (container.directory / "executed").exists()
+
+
+def test_killed_after_a_program_that_is_over_at_once_the_run_is_recorded(
+    tmp_path: Path, faults: Path
+) -> None:
+    container = start_with_fault(tmp_path, faults, "shim.after_exec", "echo on; exit 6")
+    assert container.wait()["exit_code"] == 6
+    assert container.output() == b"on\n"
+
+
+@pytest.mark.parametrize("point", ["shim.exited", "shim.before_exit_record"])
+def test_killed_before_the_exit_record_another_shim_writes_it(
+    tmp_path: Path, faults: Path, point: str
+) -> None:
+    launcher = Launcher({"MOORING_FAULTS": str(faults)})
+    with Container(launcher, tmp_path, ["sh", "-c", "read a; echo $a; exit 9"], stdin=True) as one:
+        adopter = Adopter(one)
+        (faults / point).touch()
+        client = one.client()
+        client.tell("stdin", b"last words\n", session="s", offset=0)
+        eventually(lambda: not alive(one.shim))
+        assert not ended(one)
+        adopter.replace()
+        eventually(lambda: ended(one))
+        assert one.exit()["exit_code"] == 9
+        assert one.output() == b"last words\n"
+        adopter.close()
+    launcher.close()
+
+
+def test_killed_after_the_exit_record_all_is_there(tmp_path: Path, faults: Path) -> None:
+    container = start_with_fault(tmp_path, faults, "shim.after_exit_record", "echo x; exit 8")
+    assert container.wait()["exit_code"] == 8
+    assert container.output() == b"x\n"
+
+
+@pytest.mark.kernel
+def test_a_full_disk_blocks_the_container_and_loses_nothing(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=True)
+    try:
+        (disk / "ballast").write_bytes(bytes(1 << 20))
+        script = "seq 1 1000000; exit 3"
+        with Container(launcher, tmp_path, ["sh", "-c", script], log=disk / "log") as container:
+            client = container.client()
+            eventually(lambda: os.statvfs(disk).f_bavail == 0)
+            assert client.ask("hello")["ok"] is True
+            end = container.reader().end()
+            assert alive(container.answer["pid"])
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            assert container.wait()["exit_code"] == 3
+            assert container.reader().end() > end
+            expected = b"".join(b"%d\n" % n for n in range(1, 1_000_001))
+            assert container.output() == expected
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
