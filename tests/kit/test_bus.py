@@ -135,9 +135,9 @@ async def test_a_service_that_dies_with_a_request_leaves_it_to_its_successor(
     asking = asyncio.ensure_future(bus.request("t.handed", Ask(text="x"), Answer, timeout=20))
     await taken.wait()
     # As a SIGKILL does: the socket closes, and no answer was sent.
-    assert dying.client._protocol is not None
+    assert dying.client._connection is not None
     dying.client._closed = True
-    dying.client._protocol._transport.abort()
+    dying.client._connection._transport.abort()
     await bus.serve("t.handed", Ask, upper, group="g")
     assert (await asking).text == "X"
     await dying._close()

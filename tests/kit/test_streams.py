@@ -180,9 +180,9 @@ async def test_a_writer_that_vanishes_without_a_word_is_noticed(
         await opener.opened.wait()
         await opener.sources[0].waiting.wait()
         # As if its host had lost power: no END, nothing answers.
-        assert vanishing.client._protocol is not None
+        assert vanishing.client._connection is not None
         vanishing.client._closed = True
-        vanishing.client._protocol._transport.abort()
+        vanishing.client._connection._transport.abort()
         async with Bus.connect(settings, "successor") as successor:
             next_opener = Opener()
             await serve_downloads(successor, "t.d", Open, next_opener)

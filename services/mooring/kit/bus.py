@@ -21,14 +21,8 @@ from .consumers import Consumer, follow
 from .errors import Unavailable
 from .jetstream import ApiError, JetStream, Message
 from .models.base import Model, Request
-from .nats_client import (
-    Disconnected,
-    Msg,
-    NatsClient,
-    NoResponders,
-    Subscription,
-    encode_headers,
-)
+from .nats_client import NatsClient, Subscription
+from .nats_protocol import Disconnected, Msg, NoResponders, encode_headers
 from .serving import SIGN_OF_LIFE, Endpoint
 from .store import Bucket
 from .wire import check_reply, decode

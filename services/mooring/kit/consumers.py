@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 
 from .errors import EngineError
 from .jetstream import JetStream, Message, OrderedReader, when_there
-from .nats_client import Disconnected, Msg, Subscription
+from .nats_client import Subscription
+from .nats_protocol import Disconnected, Msg
 
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ from .framing import (
     unpack_end,
 )
 from .models.base import Done, Request
-from .nats_client import Disconnected, Msg, NoResponders
+from .nats_protocol import Disconnected, Msg, NoResponders
 from .wire import decode
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from .errors import EngineError, Unavailable
-from .nats_client import Disconnected, Msg, NatsClient, NoResponders, Subscription
+from .nats_client import NatsClient, Subscription
+from .nats_protocol import Disconnected, Msg, NoResponders
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from typing import Any
 from . import log
 from .errors import EngineError, Unavailable
 from .models.base import Model, Request
-from .nats_client import WORKING, Disconnected, Msg, NatsClient
+from .nats_client import NatsClient
+from .nats_protocol import WORKING, Disconnected, Msg
 from .wire import decode, encode_error
 
 logger = logging.getLogger(__name__)

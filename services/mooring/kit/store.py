@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from .errors import Conflict, NotFound, StaleRevision, Unavailable
 from .jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, OrderedReader
 from .models.base import Model
-from .nats_client import Msg, encode_headers
+from .nats_protocol import Msg, encode_headers
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from .errors import KINDS, EngineError, InvalidParameter
 from .models.base import Model
-from .nats_client import Msg, encode_headers
+from .nats_protocol import Msg, encode_headers
 
 M = TypeVar("M", bound=Model)
 
