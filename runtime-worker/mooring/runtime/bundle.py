@@ -111,7 +111,6 @@ class Bundles:
         )
         value = spec.build(record, around)
         _make(f"{directory}/bundle")
-        _make(f"{directory}/bundle/rootfs")
         _make(f"{directory}/log")
         write(f"{directory}/bundle/config.json", dumps(value))
         return Prepared(overlay, cgroup, mounts.mount_points(wanted), warnings)
@@ -185,14 +184,21 @@ def write(path: str, data: bytes) -> None:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Write a file in one step: another process sees the old one or the new one."""
-    new = f"{path}.new"
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Write a file that another process may be reading: it sees the old one or the new one."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    new = ""
+    try:
+        # Before there is one, nobody looks for it: a rename less on the path of a first start.
+        descriptor = os.open(path, flags | os.O_EXCL, 0o600)
+    except FileExistsError:
+        new = f"{path}.new"
+        descriptor = os.open(new, flags | os.O_TRUNC, 0o600)
     try:
         os.write(descriptor, data)
     finally:
         os.close(descriptor)
-    os.rename(new, path)
+    if new:
+        os.rename(new, path)
 
 
 def _make(directory: str) -> None:

@@ -331,6 +331,8 @@ class Containers:
             self._parts.reaper.unshare(id_)
 
     def _release(self, id_: str, run: int) -> None:
+        if self._parts.reaper.finishing(id_, run):
+            return
         found = self._runs.find(id_, run)
         if found is not None and found.stage is Stage.LIVE:
             raise Conflict(f"container {id_} is running (run {run})")

@@ -12,6 +12,7 @@ class Layout:
         "agent_socket",
         "containers",
         "network",
+        "released",
         "removed",
         "run",
         "run_trash",
@@ -33,6 +34,8 @@ class Layout:
         self.run_trash = f"{self.run}/trash"
         self.removed = f"{self.run}/removed"
         """An empty file for each container removed a moment ago: a late start is refused."""
+        self.released = f"{self.run}/released"
+        """The last run released of each container whose run was over a moment ago."""
         self.agent_socket = f"{self.run}/agent.sock"
 
     def container(self, id_: str) -> str:
@@ -53,5 +56,6 @@ class Layout:
             self.seccomp,
             self.shm,
             self.removed,
+            self.released,
             self.run_trash,
         ]

@@ -32,7 +32,6 @@ READERS = 60.0
 """Seconds that the output of execs is kept for slow readers after their container's end."""
 ROUND = 60.0
 """Seconds between looks for what nobody has released."""
-_RELEASED = "released"
 
 
 class Reaper:
@@ -103,17 +102,20 @@ class Reaper:
         """A run that is over: a start of it that comes late is refused."""
         if run <= self.last_released(id_):
             return
-        directory = self._layout.container(id_)
-        with contextlib.suppress(FileNotFoundError), open(f"{directory}/{_RELEASED}", "w") as file:
-            file.write(str(run))
+        with open(f"{self._layout.released}/{id_}", "wb", 0) as file:
+            file.write(b"%d" % run)
 
     def last_released(self, id_: str) -> int:
         """The last run of a container that was released, 0 for none."""
         try:
-            with open(f"{self._layout.container(id_)}/{_RELEASED}") as file:
+            with open(f"{self._layout.released}/{id_}", "rb", 0) as file:
                 return int(file.read() or 0)
         except (FileNotFoundError, ValueError):
             return 0
+
+    def finishing(self, id_: str, run: int) -> bool:
+        """Whether a run is being cleared away already."""
+        return (id_, run) in self._finishing
 
     def finish(self, run: Run) -> None:
         """Clear a run's directory away as soon as its shim has ended and nothing is unpublished."""
@@ -127,7 +129,8 @@ class Reaper:
 
     async def remove_cgroup(self, path: str) -> None:
         """Remove a container's cgroup, with all in it, where its shim could not do it."""
-        if path and cgroups.attach(path).exists():
+        # Its removal goes through the hierarchies in this order: the last one tells of all.
+        if path and os.path.isdir(cgroups.attach(path).directories()[-1]):
             await self.in_thread(self._remove_cgroup, path)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -220,10 +223,11 @@ class Reaper:
     def _look_around(self) -> None:
         """Forget old removals; take up runs that are over and that nobody released."""
         limit = time.time() - REMEMBER_REMOVED
-        with os.scandir(self._layout.removed) as entries:
-            for entry in entries:
-                if entry.stat().st_mtime < limit:
-                    os.unlink(entry.path)
+        for directory in (self._layout.removed, self._layout.released):
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.stat().st_mtime < limit:
+                        os.unlink(entry.path)
         for id_, run in list(self._runs):
             if (id_, run) in self._finishing:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network, ip_network
+from itertools import chain
 
 from mooring.kit.errors import EngineError
 
@@ -31,7 +32,7 @@ def next_address(
     """
     first, last = int(subnet.network_address) + 2, int(subnet.broadcast_address) - 1
     start = int(after) + 1 if first <= int(after) < last else first
-    for number in (*range(start, last + 1), *range(first, start)):
+    for number in chain(range(start, last + 1), range(first, start)):
         if (address := IPv4Address(number)) not in taken:
             return address
     raise EngineError(f"no available IPv4 addresses on this network's address pool: {subnet}")
