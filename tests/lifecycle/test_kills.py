@@ -24,7 +24,7 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.exec import CreateExec, ExecConfig, ExecCreated, ExecStarted, StartExec
 from mooring.kit.models.host import NodeRecord
-from mooring.kit.models.image import AddImage
+from mooring.kit.models.image import AddImage, ImageRemoved, RemoveImage
 from mooring.kit.store import key_for
 from tests.fakes import FakeHost
 
@@ -209,3 +209,24 @@ async def test_a_start_whose_client_died_too_is_finished(
         await client.until(container, State.EXITED)
         assert await client.actions(5) == ["create", "start", "kill", "die", "stop"]
         assert process.deaths == 2
+
+
+@pytest.mark.parametrize("point", ["decided", "tagged", "deleted", "published"])
+async def test_an_image_is_removed_once_whatever_dies(
+    bus: Bus, settings: Settings, host: FakeHost, point: str
+) -> None:
+    process = Process(settings)
+    async with running(process):
+        await bus.request(
+            subjects.IMAGE_ADD, AddImage(image=image(), references=["bb"], action=""), Done
+        )
+        process.arm(f"image.{point}")
+        removed = await bus.request(
+            subjects.IMAGE_REMOVE, RemoveImage(image="bb", request_id="r1"), ImageRemoved
+        )
+        await asyncio.wait_for(process.died.wait(), 10)
+        assert await Client(bus).actions(2) == ["untag", "delete"]
+    assert removed.untagged == ["bb:latest"]
+    last = await bus.last(subjects.EVENTS_STREAM, subjects.EVENTS)
+    assert last is not None
+    assert last.seq == 2

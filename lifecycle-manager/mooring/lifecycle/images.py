@@ -44,6 +44,8 @@ class ImageHandlers:
 
     async def add(self, request: AddImage) -> Done:
         """A worker has unpacked an image: record it and tag it."""
+        if (before := self._begun(request.request_id)) is not None:
+            return Done(revision=(await self._finish_held(before)).revision)
         now = time.time_ns()
         image = request.image
         known = self._engine.images.get(image_key(image.id))
@@ -58,10 +60,12 @@ class ImageHandlers:
             add=image.model_copy(update={"added_ns": image.added_ns or now}),
             tag=[ReferenceRecord(reference=t, image_id=image.id, tagged_ns=now) for t in tags],
         )
-        return Done(revision=await self._carry_out(change, image, happenings))
+        return Done(revision=(await self._carry_out(change, image, happenings)).revision)
 
     async def tag(self, request: TagImage) -> Done:
         """Make a reference name an image; it may have named another one."""
+        if (before := self._begun(request.request_id)) is not None:
+            return Done(revision=(await self._finish_held(before)).revision)
         reference = references.parse(request.reference)
         if reference.digest:
             raise InvalidParameter("refusing to create a tag with a digest reference")
@@ -79,12 +83,15 @@ class ImageHandlers:
             reference=str(reference), image_id=image.id, tagged_ns=time.time_ns()
         )
         change = ImageChange(id=request.request_id, tag=[record])
-        return Done(revision=await self._carry_out(change, image, [("tag", reference.familiar())]))
+        done = await self._carry_out(change, image, [("tag", reference.familiar())])
+        return Done(revision=done.revision)
 
     # --- remove ---
 
     async def remove(self, request: RemoveImage) -> ImageRemoved:
         """Untag, and delete when the last reference goes; Conflict while it is used."""
+        if (before := self._begun(request.request_id)) is not None:
+            return _answer(await self._finish_held(before))
         if not request.image.strip():
             raise InvalidParameter("image name cannot be blank")
         image = find_image(self._engine, request.image)
@@ -137,16 +144,17 @@ class ImageHandlers:
     async def _remove(
         self, command: str, image: ImageRecord, untag: list[ReferenceRecord], *, delete: bool
     ) -> ImageRemoved:
-        result = ImageRemoved(untagged=[references.familiar(tag.reference) for tag in untag])
+        deleted: list[str] = []
         happenings = [("untag", image.id) for _ in untag]
         if delete:
             happenings.append(("delete", image.id))
             kept = set(self._chains_of_others(image.id))
             chains = [layer.chain_id for layer in reversed(image.layers)]
-            result.deleted = [image.id, *(chain for chain in chains if chain not in kept)]
-        change = ImageChange(id=command, untag=untag, delete=image if delete else None)
-        result.revision = await self._carry_out(change, image, happenings)
-        return result
+            deleted = [image.id, *(chain for chain in chains if chain not in kept)]
+        change = ImageChange(
+            id=command, untag=untag, delete=image if delete else None, deleted=deleted
+        )
+        return _answer(await self._carry_out(change, image, happenings))
 
     def _users(self, image_id: str) -> list[ContainerRecord]:
         """The containers of an image, running ones first."""
@@ -166,7 +174,7 @@ class ImageHandlers:
 
     async def _carry_out(
         self, change: ImageChange, image: ImageRecord, happenings: list[tuple[str, str]]
-    ) -> int:
+    ) -> ImageChange:
         now = time.time_ns()
         change.owner, change.decided_ns = self._engine.owner, now
         labels: dict[str, str] = image.config.get("Labels") or {}
@@ -186,14 +194,24 @@ class ImageHandlers:
             try:
                 row = await self._engine.changes.create(key, change)
             except Conflict:
-                # The same request again, before it had been carried out.
+                # The same request again, at another replica.
                 row = await self._engine.changes.fetch(key)
             faults.point("lifecycle.image.decided")
             return await self.finish(row)
 
-    async def finish(self, row: Row[ImageChange]) -> int:
-        """Carry out a change that was decided; the highest revision it caused."""
+    def _begun(self, command: str) -> Row[ImageChange] | None:
+        """The change that this very command was decided to be, if it is sent again."""
+        return self._engine.changes.get(key_for(command))
+
+    async def _finish_held(self, row: Row[ImageChange]) -> ImageChange:
+        with self._engine.holding(row.key):
+            return await self.finish(row)
+
+    async def finish(self, row: Row[ImageChange]) -> ImageChange:
+        """Carry out a change that was decided; the change, done."""
         engine, change = self._engine, row.record
+        if change.done_ns:
+            return change
         revision = 0
         if change.add is not None:
             added = await engine.images.put(image_key(change.add.id), change.add)
@@ -210,8 +228,9 @@ class ImageHandlers:
         for event in change.events:
             await engine.events.publish(event.actor, event)
         faults.point("lifecycle.image.published")
-        await engine.changes.delete(row.key)
-        return revision
+        done = change.model_copy(update={"done_ns": time.time_ns(), "revision": revision})
+        await engine.changes.put(row.key, done)
+        return done
 
     async def _untag(self, tag: ReferenceRecord) -> int:
         """Delete a reference unless it names another image by now."""
@@ -228,6 +247,14 @@ class ImageHandlers:
             request = RemoveLayers(image=image, keep=keep)
             with contextlib.suppress(NotFound):
                 await self._engine.hosts.remove_layers(node, request)
+
+
+def _answer(change: ImageChange) -> ImageRemoved:
+    return ImageRemoved(
+        revision=change.revision,
+        untagged=[references.familiar(tag.reference) for tag in change.untag],
+        deleted=change.deleted,
+    )
 
 
 def _merged(known: ImageRecord, new: ImageRecord) -> ImageRecord:

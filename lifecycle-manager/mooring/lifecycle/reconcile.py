@@ -174,6 +174,10 @@ class Reconciler:
             return
         if self._engine.is_held(row.key):
             return
+        if change.done_ns:
+            if now - change.done_ns > states.TOMBSTONE_AGE:
+                await self._engine.changes.delete(row.key)
+            return
         if await self._engine.abandoned(change.owner, row.key):
             with self._engine.holding(row.key), contextlib.suppress(EngineError):
                 await self._images.finish(row)

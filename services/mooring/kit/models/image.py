@@ -114,8 +114,8 @@ class RemoveLayers(Request):
 class ImageChange(Model):
     """A change of images and references that was decided, in the order it is carried out.
 
-    Written before the first step and deleted after the last, so that it can be finished after
-    a crash. Every step can be repeated.
+    Written before the first step, so that it can be finished after a crash: every step can be
+    repeated. Once done it is kept for a minute, for the same command may be sent again.
     """
 
     version: int = 1
@@ -127,3 +127,8 @@ class ImageChange(Model):
     untag: list[ReferenceRecord] = []
     delete: ImageRecord | None = None
     events: list[Event] = []
+    deleted: list[str] = []
+    """What the answer to a removal says was deleted: the image and its layers."""
+    done_ns: int = 0
+    revision: int = 0
+    """The highest revision that it caused, once done."""
