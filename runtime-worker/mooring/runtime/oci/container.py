@@ -73,6 +73,7 @@ def run(
     stderr: int,
     console_size: tuple[int, int] | None,
     before_exec: Callable[[int], None] | None,
+    meanwhile: Callable[[], None] | None = None,
     timings: list[tuple[str, float]] | None = None,
     state: str = "",
     fifo: int | None = None,
@@ -81,6 +82,7 @@ def run(
     """Make a container and execute its program; OciError, with everything undone, if that fails.
 
     before_exec is called with init's pid when all is set up and nothing was executed yet.
+    meanwhile is called while init sets itself up: what it does costs the start no time.
     timings: collects (step, seconds), the steps of the child as `init.<step>`.
     state: the OCI state as JSON, for hooks. fifo: execute only after a byte was read from it.
     keep: pass descriptors 3 to 3+keep-1 on to the program (not with a stub).
@@ -95,6 +97,8 @@ def run(
         start.send_job((stdin, stdout, stderr), console_size, seccomp)
         start.send_mounts(rootfs)
         start.set_up()
+        if meanwhile is not None:
+            meanwhile()
         start.execute(before_exec, fifo)
     except BaseException:
         start.undo()
