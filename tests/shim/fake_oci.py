@@ -115,10 +115,13 @@ def run(
     stderr: int,
     console_size: tuple[int, int] | None,
     before_exec: Any,
+    meanwhile: Any = None,
     timings: list[tuple[str, float]] | None = None,
 ) -> Running:
     if timings is not None:
         timings.append(("fake", 0.001))
+    if meanwhile is not None:
+        meanwhile()
     process = _begin(spec["process"], stdin, stdout, stderr, console_size, before_exec)
     return Running(process.pid, process.pidfd, process.master, Cgroup())
 

@@ -6,6 +6,7 @@ not be imported: every page that a shim writes to is its own.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from _socket import (
@@ -17,9 +18,11 @@ from _socket import (
     socket,
     socketpair,
 )
+from os import O_WRONLY, close, write
+from os import open as open_file
 from select import EPOLL_CLOEXEC, epoll
 
-from mooring.runtime.oci.linux import prctl, set_name
+from mooring.runtime.oci.linux import set_name
 from mooring.shim import packets, shim, warm
 from mooring.shim.rawsignal import (
     SIG_DFL,
@@ -42,6 +45,12 @@ CONTROL = 3
 
 _PACKET_BYTES = 4 << 10
 _PR_SET_CHILD_SUBREAPER = 36
+_NO_PROCESS = b'{"error":{"kind":"unavailable","message":"cannot fork another process"}}'
+_libc = ctypes.PyDLL(None)
+# Called without Python's and ctypes' ceremony: what os.fork does for threads, and ctypes for
+# letting others run, would cost each sleeping shim 0.1 MB. There is one thread, here and there.
+_prctl = _libc.prctl
+_fork = _libc.fork
 
 
 def main(oci: Any = None) -> None:
@@ -63,25 +72,20 @@ def main(oci: Any = None) -> None:
     # is a page less that its shims share.
     while packet := control.recv(_PACKET_BYTES):
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            _refuse(control, error)
-            continue
+        pid = _fork()
         if not pid:
             control.close()
             ours.close()
             _be_shim(packet, theirs, oci)
-        control.sendmsg(
-            [b'{"pid":%d}' % pid],
-            [(SOL_SOCKET, SCM_RIGHTS, ours.fileno().to_bytes(4, "little"))],
-        )
+        if pid < 0:
+            control.send(_NO_PROCESS)
+        else:
+            control.sendmsg(
+                [b'{"pid":%d}' % pid],
+                [(SOL_SOCKET, SCM_RIGHTS, ours.fileno().to_bytes(4, "little"))],
+            )
         ours.close()
         theirs.close()
-
-
-def _refuse(control: socket, error: OSError) -> None:
-    control.send(packets.dump({"error": {"kind": "unavailable", "message": str(error)}}))
 
 
 def _be_nobodys() -> None:
@@ -103,13 +107,17 @@ def _be_nobodys() -> None:
 def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
     """The child's life; it ends here."""
     try:
-        set_name(b"mooring-shim")
+        name = open_file("/proc/self/comm", O_WRONLY)
+        write(name, b"mooring-shim")
+        close(name)
         set_signal(SIGCHLD, SIG_DFL)
         # What its helpers have started becomes its child when they end.
-        prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         sleeper = epoll(flags=EPOLL_CLOEXEC)
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        helper = os.fork()
+        helper = _fork()
+        if helper < 0:
+            os._exit(1)  # The worker sees the end of its socket.
         if not helper:
             ours.close()
             os._exit(_help(packet, worker, theirs, sleeper, oci))
@@ -133,14 +141,16 @@ def _help(packet: bytes, worker: socket, shim_: socket, sleeper: epoll, oci: Any
                 with open(f"{directory}/cgroup.procs", "wb", 0) as file:
                     file.write(b"%d" % pid)
         return warm.serve(worker, shim_, sleeper, request.get("cgroup"), oci)
-    except BaseException as error:
+    except Exception as error:
         _last_words(error)
+        warm.answer(worker, warm.refused(error))
         return warm.NOTHING_STARTED
 
 
 def _warm_up() -> None:
     """Use once what shims will use (see rehearsal.py); where that fails they only cost more."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 0)
+    for _ in range(12):
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     for directory in ("/dev/shm", "/tmp"):
         try:
             rehearse(f"{directory}/mooring-launch-{os.getpid()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from errno import EIO
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
+from time import monotonic, sleep
 
 from .log import LogWriter
 from .loop import EDGE, GONE, READ, Loop
@@ -20,6 +21,9 @@ _PIPE_BYTES = 1 << 20
 _FULL = 64 << 10
 """A pipe's size at first; one that was full is given _PIPE_BYTES."""
 _RETRY_SECONDS = 0.25
+_STREAK = 16
+_IN_A_ROW_SECONDS = 0.002
+_GATHER_SECONDS = 0.001
 _NONBLOCK = os.SPLICE_F_NONBLOCK
 
 
@@ -146,9 +150,11 @@ class Output:
 
     __slots__ = (
         "_grown",
+        "_last",
         "_loop",
         "_number",
         "_recorder",
+        "_streak",
         "ended",
         "fd",
         "inlet",
@@ -167,6 +173,8 @@ class Output:
         self._recorder = recorder
         self._loop = loop
         self._grown = False
+        self._streak = 0
+        self._last = 0.0
         self._number = bytearray(4)
 
     def watch(self) -> None:
@@ -198,6 +206,17 @@ class Output:
 
     def _pipe_ready(self, events: int) -> None:
         size = self.available()
+        if size < _FULL and size:
+            # Many small writes in a row: let them gather, a frame costs the same whatever it holds.
+            now = monotonic()
+            if now - self._last > _IN_A_ROW_SECONDS:
+                self._streak = 0
+            self._streak += 1
+            if self._streak > _STREAK:
+                sleep(_GATHER_SECONDS)
+                size = self.available() or size
+                now += _GATHER_SECONDS
+            self._last = now
         if size:
             self._take(size)
         elif events & GONE:

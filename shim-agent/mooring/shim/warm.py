@@ -74,40 +74,58 @@ class Start:
         self._streams: Streams
         self._record: dict[str, Any] = {}
         self._fds: dict[str, int] = {}
+        self._log: LogWriter | None = None
         self._log_end = 0
-        self._sockets: list[socket] = []
+        self._listener: socket
+        self._agent: socket | None = None
 
     def run(self) -> dict[str, Any]:
         """Run the container; what the worker is answered. Raises what went wrong, undone."""
         request = self._request
         timings: list[tuple[str, float]] | None = [] if request.get("timings") else None
         begun = monotonic()
-        # Every path of the run directory is relative from here on, and so short enough for a bind.
-        os.chdir(request["dir"])
-        fault("shim.started")
-        spec = parse(read(request["bundle"] + "/config.json"))
-        log = LogWriter(request["log_dir"], request["log_max_size"], request["log_max_files"])
-        self._record = {"version": 1, **{name: request.get(name) for name in KEPT}}
-        self._record["log_start"] = log.begin_run(request["run"])
-        self._log_end = log.end
-        self._record["own_pids"] = own_pids(spec)
-        self._streams = Streams(request["tty"], request["stdin"], True)
+        try:
+            # Every path of the run directory is relative from here on, and short enough for bind.
+            os.chdir(request["dir"])
+            fault("shim.started")
+            spec = parse(read(request["bundle"] + "/config.json"))
+            self._record = {"version": 1, **{name: request.get(name) for name in KEPT}}
+            self._record["own_pids"] = own_pids(spec)
+            self._streams = Streams(request["tty"], request["stdin"], True)
+        except BaseException:
+            if self._stub is not None:
+                self._stub.abandon()
+            raise
         if timings is not None:
             timings.append(("shim.prepare", monotonic() - begun))
         try:
             running = self._run(spec, timings)
         except BaseException as error:
-            self._undo(log, getattr(error, "exit_code", 128))
+            self._undo(getattr(error, "exit_code", 128))
             raise
         fault("shim.after_exec")
         self._streams.close_child()
-        log.close()
         self._executed(running)
         answer = {"pid": running.pid, "started_ns": self._record["started_ns"]}
         if timings is not None:
             timings.append(("shim.start", monotonic() - begun))
             answer["timings"] = {name: round(seconds * 1000, 3) for name, seconds in timings}
         return answer
+
+    def _meanwhile(self) -> None:
+        """What can be done while init sets itself up."""
+        request = self._request
+        log = LogWriter(request["log_dir"], request["log_max_size"], request["log_max_files"])
+        self._log = log
+        shim = os.getppid()
+        self._record |= {
+            "log_start": log.begin_run(request["run"]),
+            "shim_pid": shim,
+            "shim_start": start_time(shim),
+            "exec_marker": "executed",
+        }
+        self._log_end = log.end
+        self._listener = listen("shim.sock")
 
     def _run(self, spec: dict[str, Any], timings: list[tuple[str, float]] | None) -> Running:
         request = self._request
@@ -126,27 +144,22 @@ class Start:
             stderr=stderr,
             console_size=tuple(size) if size else None,
             before_exec=self._before_exec,
+            meanwhile=self._meanwhile,
             timings=timings,
         )
         return running
 
     def _before_exec(self, pid: int) -> None:
         """All is set up and the program has not been executed: from here on we can be found."""
-        shim = os.getppid()
-        listener = listen("shim.sock")
-        self._sockets.append(listener)
         self._fds = {
             **self._streams.ours,
             "pidfd": os.pidfd_open(pid),
-            "listener": listener.fileno(),
+            "listener": self._listener.fileno(),
         }
         self._record |= {
-            "shim_pid": shim,
-            "shim_start": start_time(shim),
             "init_pid": pid,
             "init_start": start_time(pid),
             "started_ns": time_ns(),
-            "exec_marker": "executed",
         }
         send_with(
             self._shim,
@@ -165,7 +178,7 @@ class Start:
             more["root"] = running.root
         agent = connect(self._request["agent_socket"]) if self._request["agent_socket"] else None
         if agent is not None:
-            self._sockets.append(agent)
+            self._agent = agent
             more["agent"] = agent.fileno()
         send_with(self._shim, join({"names": list(more)}), list(more.values()))
         fds = {**self._fds, **more}
@@ -181,15 +194,17 @@ class Start:
             except OSError:
                 pass  # Its end wakes the shim; the next agent finds shim.sock.
 
-    def _undo(self, log: LogWriter, exit_code: int) -> None:
+    def _undo(self, exit_code: int) -> None:
         """The program was not executed: as if this run had never been, but for its log."""
         for name in ("shim.json", "shim.sock"):
             try:
                 os.unlink(name)
             except FileNotFoundError:
                 pass
+        if self._log is None:
+            return
         try:
-            log.end_run(dump({"run": self._request["run"], "exit_code": exit_code}))
+            self._log.end_run(dump({"run": self._request["run"], "exit_code": exit_code}))
         except OSError:
             pass
 
@@ -206,14 +221,14 @@ def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci:
     except (AttributeError, ValueError) as error:
         stub.abandon()
         if packet:
-            _answer(worker, refusal("invalid_parameter", str(error), 128))
+            answer(worker, refusal("invalid_parameter", str(error), 128))
         return NOTHING_STARTED
     try:
-        answer = Start(request, oci, shim, sleeper, stub).run()
+        started = Start(request, oci, shim, sleeper, stub).run()
     except Exception as error:
-        _answer(worker, refused(error))
+        answer(worker, refused(error))
         return NOTHING_STARTED
-    _answer(worker, answer)
+    answer(worker, started)
     mark_executed()
     return STARTED
 
@@ -248,8 +263,9 @@ def read(path: str) -> bytes:
         return file.read()
 
 
-def _answer(worker: socket, answer: dict[str, Any]) -> None:
+def answer(worker: socket, reply: dict[str, Any]) -> None:
+    """Answer the worker, if it is still there."""
     try:
-        worker.send(dump(answer), MSG_NOSIGNAL)
+        worker.send(dump(reply), MSG_NOSIGNAL)
     except OSError:
         pass  # The worker is gone; its successor finds shim.json.
