@@ -169,7 +169,7 @@ class Containers:
                 replace(f"{directory}/{NETWORK}", sandbox.state.pack())
             faults.point("runtime.start.sandbox")
             steps.mark("sandbox")
-            hostname = self._hostname(request.record)
+            hostname = self._hostname(request.record, joined.network_of)
             prepared = self._parts.bundles.prepare(request, sandbox, joined, hostname)
             if joined.shm and request.record.host_config.ipc_mode == "shareable":
                 share(joined.shm, request.record.host_config.shm_size)
@@ -305,7 +305,11 @@ class Containers:
             "timings": settings.timings,
         }
 
-    def _hostname(self, record: ContainerRecord) -> str:
+    def _hostname(self, record: ContainerRecord, network_of: Run | None) -> str:
+        if network_of is not None:
+            # As in Docker, one network has one name.
+            with open(f"{self._layout.container(network_of.id)}/hostname") as file:
+                return file.read().strip()
         if record.config.hostname:
             return record.config.hostname
         if kind(record) == "host" or record.host_config.uts_mode == "host":

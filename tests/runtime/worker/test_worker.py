@@ -127,11 +127,12 @@ async def test_many_starts_at_once(worker: Worker) -> None:
 async def test_a_container_joins_the_network_and_names_of_another(worker: Worker) -> None:
     one = worker.record("sleep", "1000", hostname="one", host={"network_mode": "bridge"})
     address = (await worker.run(one)).network.endpoints["bridge"].ip_address
-    script = "ip -4 addr show eth0; cat /etc/hosts"
+    script = "hostname; ip -4 addr show eth0; cat /etc/hosts"
     mode = "container:web"
     two = worker.record("sh", "-c", script, host={"network_mode": mode})
     await worker.run(two, peers={"web": one.id})
     await worker.exited(two.id)
+    assert worker.output(two.id).startswith("one\n")
     assert f"inet {address}/" in worker.output(two.id)
     assert f"{address}\tone\n" in worker.output(two.id)
     await worker.kill_container(one.id)
