@@ -79,6 +79,8 @@ class Bundles:
         """Write the bundle of a run; InvalidParameter for options that this host refuses."""
         record = request.record
         directory = self._layout.container(record.id)
+        # The run directory is the bundle: a bundle is good for one run.
+        bundle = self._layout.run_directory(record.id, request.run)
         _make(directory)
         overlay = self._snapshots.prepare(record.id, request.image)
         wanted = all_mounts(record.host_config, record.config.volumes or ())
@@ -89,7 +91,7 @@ class Bundles:
         cgroup = self.cgroup(record)
         around = spec.Surroundings(
             facts=self.facts,
-            rootfs=f"{directory}/bundle/rootfs",
+            rootfs=f"{bundle}/rootfs",
             cgroup=cgroup,
             hostname=hostname,
             user=self._users.lookup(
@@ -110,9 +112,8 @@ class Bundles:
             resources=resources,
         )
         value = spec.build(record, around)
-        _make(f"{directory}/bundle")
         _make(f"{directory}/log")
-        write(f"{directory}/bundle/config.json", dumps(value))
+        write(f"{bundle}/config.json", dumps(value))
         return Prepared(overlay, cgroup, mounts.mount_points(wanted), warnings)
 
     def mount_points(self, record: ContainerRecord) -> list[MountPoint]:

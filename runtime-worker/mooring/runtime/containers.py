@@ -285,7 +285,7 @@ class Containers:
             "id": record.id,
             "run": request.run,
             "dir": directory,
-            "bundle": f"{container}/bundle",
+            "bundle": directory,
             "log_dir": f"{container}/log",
             "log_max_size": size,
             "log_max_files": files,
