@@ -11,12 +11,13 @@ import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from select import EPOLL_CLOEXEC, epoll
 
-from .control import Connection, receive_with, send_with
+from .control import Connection, listen, receive_with, send_with
 from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump, join, parse, split
 from .processes import Streams, open_input, record_streams
 from .record import remove_tree, start_time, write_record
+from .shim import Shim
 from .stdio import Recorder
 
 TYPE_CHECKING = False
@@ -37,6 +38,7 @@ def rehearse(directory: str) -> None:
             _sleep()
             _record(number)
             _talk()
+            _live(number)
     finally:
         os.chdir(before)
         remove_tree(directory)
@@ -75,6 +77,79 @@ def _record(number: int) -> None:
     recorder.close()
     start_time(os.getpid())
     write_record("record.json", {"text": "text", "number": 1, "float": 1.5, "none": None})
+
+
+class _Cgroup:
+    """What a shim asks of a cgroup, without one."""
+
+    @staticmethod
+    def frozen() -> bool:
+        """Nothing is."""
+        return False
+
+    @staticmethod
+    def oom_kills() -> int:
+        """None."""
+        return 0
+
+    @staticmethod
+    def kill() -> None:
+        """Nothing to kill."""
+
+    @staticmethod
+    def remove() -> None:
+        """Nothing to remove."""
+
+
+class _Runtime:
+    """What a shim asks of the runtime, without one."""
+
+    class cgroups:
+        """As mooring.runtime.oci.cgroups."""
+
+        @staticmethod
+        def attach(path: str) -> _Cgroup:
+            """The cgroup that is none."""
+            return _Cgroup()
+
+    class Running:
+        """As mooring.runtime.oci.container.Running."""
+
+        def __init__(self, pid: int, pidfd: int, master: int | None, cgroup: _Cgroup) -> None:
+            self.cgroup = cgroup
+
+
+def _live(number: int) -> None:
+    """A whole run: a program that prints and ends, watched by an agent."""
+    streams = Streams(tty=False, wants_input=True, wants_output=True)
+    pid = os.fork()
+    if not pid:
+        os.read(streams.child[0], 1)
+        os.write(streams.child[1], b"line\n")
+        os._exit(0)
+    streams.close_child()
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    listener = listen("shim.sock")
+    fds = {**streams.ours, "pidfd": os.pidfd_open(pid), "listener": listener.detach()}
+    fds["agent"] = ours.detach()
+    record: dict[str, Any] = {"id": "rehearsal", "run": number, "init_pid": pid, "started_ns": 0}
+    record |= {"log_dir": "log", "log_max_size": 1 << 20, "log_max_files": 2, "cgroup": "/none"}
+    record |= {"stdin": True, "stdin_once": True, "own_pids": number % 2 == 0}
+    shim = Shim(_Runtime, record, fds)
+    shim.take_over(True)
+    theirs.send(join({"op": "hello", "id": 1}))
+    theirs.send(join({"op": "descriptors", "id": 2}))
+    theirs.send(join({"op": "watch_log", "id": 3, "after": shim.recorder.log.end}))
+    theirs.send(join({"op": "stdin", "id": 4, "session": "s", "offset": 0}, b"x"))
+    theirs.send(join({"op": "nonsense", "id": 5}))
+    shim.loop.run()
+    while True:
+        packet, held = receive_with(theirs, 64 << 10)
+        for fd in held:
+            os.close(fd)
+        if not packet:
+            break
+    theirs.close()
 
 
 def _talk() -> None:
