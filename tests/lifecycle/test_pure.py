@@ -15,11 +15,12 @@ from mooring.kit.models.container import (
     State,
 )
 from mooring.kit.models.host import HostStarted, NodeRecord
-from mooring.lifecycle import states
+from mooring.lifecycle import exits, states
+from mooring.lifecycle.exits import Exit
 from mooring.lifecycle.merge import command_line, merge
 from mooring.lifecycle.naming import candidates, check_name
 from mooring.lifecycle.placement import choose
-from mooring.lifecycle.states import SECOND, Claim, Exit
+from mooring.lifecycle.states import SECOND, Claim
 
 from .conftest import image
 
@@ -81,9 +82,9 @@ def test_what_cannot_be_removed(state: State, pid: int, words: str) -> None:
 def test_a_stop_that_took_too_long_tells_of_the_kill() -> None:
     stopping = states.claim_stop(record(State.RUNNING, pid=7), CLAIM, 15, 10)
     late = Exit(1, 137, 1, CLAIM.now + 11 * SECOND)
-    assert actions(states.exited(stopping, late, CLAIM)) == ["kill", "kill", "die", "stop"]
+    assert actions(exits.exited(stopping, late, CLAIM)) == ["kill", "kill", "die", "stop"]
     early = Exit(1, 137, 1, CLAIM.now + 2 * SECOND)
-    assert actions(states.exited(stopping, early, CLAIM)) == ["kill", "die", "stop"]
+    assert actions(exits.exited(stopping, early, CLAIM)) == ["kill", "die", "stop"]
 
 
 def test_a_stop_without_limit_is_never_overdue() -> None:
@@ -102,20 +103,20 @@ def test_the_rest_of_a_stop_is_what_is_left_of_its_time() -> None:
 def test_an_exit_is_applied_once() -> None:
     running = record(State.RUNNING, pid=7)
     end = Exit(1, 3, 10, 20 * SECOND)
-    ended = states.exited(running, end, CLAIM)
+    ended = exits.exited(running, end, CLAIM)
     assert (ended.state, ended.exit_code) == (State.EXITED, 3)
-    assert states.exited(ended, end, CLAIM) is ended
+    assert exits.exited(ended, end, CLAIM) is ended
 
 
 def test_an_exit_that_is_lost_is_255_and_says_so() -> None:
-    ended = states.exited(record(State.RUNNING, pid=7), Exit(1, None, 0, 0), CLAIM)
-    assert (ended.exit_code, ended.error) == (255, states.LOST)
+    ended = exits.exited(record(State.RUNNING, pid=7), Exit(1, None, 0, 0), CLAIM)
+    assert (ended.exit_code, ended.error) == (255, exits.LOST)
 
 
 def test_a_restart_under_way_survives_the_exit_and_the_auto_removal() -> None:
     running = record(State.RUNNING, pid=7, auto_remove=True)
     stopping = states.claim_stop(running, CLAIM, 15, 10, restart=True)
-    ended = states.exited(stopping, Exit(1, 0, 1, 2), CLAIM)
+    ended = exits.exited(stopping, Exit(1, 0, 1, 2), CLAIM)
     assert (ended.state, ended.owner, ended.restart_wanted) == (State.EXITED, "me", True)
     again = states.claim_start(ended, CLAIM)
     started = states.started(again, 2, HostStarted(pid=8), CLAIM.now)
@@ -126,7 +127,7 @@ def test_a_start_that_was_given_up_is_recorded_when_it_ends_after_all() -> None:
     claimed = states.claim_start(record(State.CREATED, run=0), CLAIM)
     given_up = states.start_given_up(claimed, 1, CLAIM)
     assert given_up.state is State.CREATED
-    ended = states.exited(given_up, Exit(1, 5, 10, 20), CLAIM)
+    ended = exits.exited(given_up, Exit(1, 5, 10, 20), CLAIM)
     assert (ended.state, ended.exit_code) == (State.EXITED, 5)
     assert actions(ended) == ["start", "die"]
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.host import RunTruth
 
-from .states import is_news
+from .exits import is_news
 
 
 class Action(StrEnum):

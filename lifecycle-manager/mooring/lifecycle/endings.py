@@ -12,9 +12,10 @@ from mooring.kit.errors import Conflict, EngineError, NotFound, Unavailable
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.host import HostStop, RunTruth
 
-from . import states
+from . import exits, states
 from .engine import Engine
-from .states import SIGKILL, Exit
+from .exits import Exit
+from .states import SIGKILL
 from .table import Row
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Endings:
         """Record that a run has ended; does nothing if that is recorded. NotFound."""
         engine = self._engine
         claim = engine.claim("")
-        row = await engine.containers.change(key, lambda r: states.exited(r, exit, claim))
+        row = await engine.containers.change(key, lambda r: exits.exited(r, exit, claim))
         faults.point("lifecycle.exit.applied")
         record = row.record
         if record.run != exit.run:

@@ -18,11 +18,12 @@ from mooring.kit.models.host import (
     NodeRecord,
 )
 
-from . import states
+from . import exits, states
 from .endings import Endings
 from .engine import Engine
 from .execs import ExecHandlers
-from .states import SECOND, Exit
+from .exits import Exit
+from .states import SECOND
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Facts:
         now = time.time_ns()
         await self._engine.containers.change(
             fact.id,
-            lambda r: states.started_by_host(
+            lambda r: exits.started_by_host(
                 r, fact.run, fact.pid, fact.started_ns, fact.restart_count, fact.network, now
             ),
         )

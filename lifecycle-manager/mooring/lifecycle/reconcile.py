@@ -21,15 +21,16 @@ from mooring.kit.models.exec import ExecRecord, ExecState
 from mooring.kit.models.host import HostStop, RunTruth
 from mooring.kit.models.image import ImageChange
 
-from . import states
+from . import exits, states
 from .differences import Action, difference
 from .endings import Endings, exit_of
 from .engine import Engine
 from .execs import ExecHandlers
+from .exits import Exit
 from .images import ImageHandlers
 from .outboxes import Outboxes
 from .running import RunningHandlers
-from .states import SECOND, TRANSITIONS, Exit
+from .states import SECOND, TRANSITIONS
 from .table import Row
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ class Reconciler:
             case Action.STARTED, RunTruth():
                 await engine.containers.change(
                     key,
-                    lambda r: states.started_by_host(
+                    lambda r: exits.started_by_host(
                         r, truth.run, truth.pid, truth.started_ns, 0, record.network, now
                     ),
                 )
