@@ -17,6 +17,7 @@ from mooring.kit.models.host import ContainerOom, ExecExited
 from . import held, rundir
 from .facts import Facts
 from .policies import Policies
+from .record import remove_tree
 from .restarts import Restarts, exited_fact
 from .rundir import ExitRecord
 from .runs import Exec, Run
@@ -157,19 +158,26 @@ class Exits:
         """Have the directory of an exec deleted when it has been read, or nobody came to read."""
         try:
             async with asyncio.timeout(UNREAD_SECONDS):
-                while run.live and not entry.read:
+                while not entry.read:
                     await run.container.changed.wait()
         except TimeoutError:
             pass
-        while run.live and entry.readers:
+        while entry.readers:
             await run.container.changed.wait()
         run.execs.pop(id_, None)
         run.ended_execs.append(id_)
-        if run.channel is not None:
-            run.channel.tell("exec_forget", exec=id_)
+        forget_exec(run, id_)
 
     async def _publish_oom(self, run: Run) -> None:
         fact = ContainerOom(
             node=self._node, time_ns=time.time_ns(), id=run.container.id, run=run.number
         )
         await self._facts.tell(subjects.FACT_OOM, fact, f"{run.container.id}.{run.number}.oom")
+
+
+def forget_exec(run: Run, id_: str) -> None:
+    """Have an exec's directory deleted; by its shim, if it has one that knows it."""
+    if run.channel is not None and id_ not in run.orphans:
+        run.channel.tell("exec_forget", exec=id_)
+    else:
+        remove_tree(f"{run.directory}/execs/{id_}")

@@ -22,7 +22,7 @@ from mooring.kit.models.exec import ExecConfig
 from mooring.kit.models.host import HealthChecked, HostStart
 
 from . import joining, rundir
-from .exits import HEALTH_PREFIX
+from .exits import HEALTH_PREFIX, forget_exec
 from .facts import Facts
 from .logread import LogReader, frames
 from .runs import Run
@@ -183,8 +183,7 @@ class HealthChecks:
             return entry.exit_code or 0, _output(f"{run.directory}/execs/{id_}/log")
         finally:
             run.execs.pop(id_, None)
-            if run.channel is not None:
-                run.channel.tell("exec_forget", exec=id_)
+            forget_exec(run, id_)
 
 
 async def _while_live(run: Run, seconds: float) -> None:

@@ -18,7 +18,8 @@ from mooring.kit.errors import EngineError, Unavailable
 
 from . import held, orphans, rundir
 from .channel import Channel
-from .exits import Exits
+from .exits import HEALTH_PREFIX, Exits
+from .record import remove_tree
 from .rundir import ExitRecord, Process, ShimRecord
 from .runs import Container, Containers, Run
 from .work import Work
@@ -90,9 +91,8 @@ class Shims:
             return
         run = self._run(id_, number, directory)
         run.record = record
-        self._look_for_execs(run)
         if ended is not None:
-            self._exits.ended(run, ended[0], acknowledged=ended[1])
+            self._ended(run, ended[0], acknowledged=ended[1])
         elif record is not None:
             self._work.start(self._recover(run), name=f"recover {id_}")
 
@@ -237,10 +237,8 @@ class Shims:
     def _ended(self, run: Run, exited: ExitRecord, *, acknowledged: bool = False) -> None:
         if run.exit is not None:
             return
+        _end_execs(run)
         self._look_for_execs(run)
-        for id_, entry in tuple(run.execs.items()):
-            if entry.started and not entry.finished:
-                self._exits.exec_ended(run, id_, KILLED_EXIT_CODE, entry.pid)
         self._exits.ended(run, exited, acknowledged=acknowledged)
 
     def _closed(self, channel: Channel) -> None:
@@ -295,6 +293,26 @@ class Shims:
         if run.live:
             orphans.keep(run.directory, record.id, exited)
             self._ended(run, exited)
+
+
+def _end_execs(run: Run) -> None:
+    """Give every exec of a run that is over an exit record, as its shim did if it was not killed.
+
+    Health checks are nobody's but ours; of them nothing is left.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for id_ in os.listdir(f"{run.directory}/execs"):
+            directory = f"{run.directory}/execs/{id_}"
+            if id_.startswith(HEALTH_PREFIX):
+                remove_tree(directory)
+            elif id_ not in run.orphans and not _has_exit(directory):
+                record = {"exec": id_, "exit_code": KILLED_EXIT_CODE}
+                rundir.write_json(f"{directory}/{rundir.EXIT}", record)
+
+
+def _has_exit(directory: str) -> bool:
+    names = (rundir.EXIT, rundir.ACKNOWLEDGED)
+    return any(os.path.exists(f"{directory}/{name}") for name in names)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,108 @@
+"""A shim is killed: another one takes its place, and nobody but the log of the agent can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.harness import Engine, engine, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.fault]
+
+COUNT = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
+COUNTED = [str(number) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Engine]:
+    """An engine for these tests."""
+    if shutil.which("docker") is None:
+        pytest.skip("no docker CLI on PATH")
+    with engine() as running:
+        yield running
+
+
+@pytest.fixture
+def docker(made: Engine) -> Iterator[Engine]:
+    """Whatever containers a test made are gone after it."""
+    yield made
+    made.remove_all()
+
+
+def kill_shim(docker: Engine, name: str) -> None:
+    """SIGKILL the shim of a container, and wait for the one that takes over."""
+    id_ = docker.inspect(name)["Id"]
+    record = next((docker.run / "shims").glob(f"{id_}.*/shim.json"))
+    killed = json.loads(record.read_text())["shim_pid"]
+    os.kill(killed, signal.SIGKILL)
+    until("another shim", lambda: json.loads(record.read_text())["shim_pid"] != killed)
+
+
+def test_output_and_exit_code_are_whole(docker: Engine) -> None:
+    client = docker.popen("run", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
+    until("output", lambda: docker.out("ps", "-q") and docker.out("logs", "one"))
+    kill_shim(docker, "one")
+    kill_shim(docker, "one")
+    output, _ = client.communicate(timeout=30)
+    assert output.split() == COUNTED
+    assert client.returncode == 7
+    assert docker.out("logs", "one").split() == COUNTED
+
+
+def test_a_terminal_does_not_hang_up(docker: Engine) -> None:
+    docker.out("run", "-d", "-t", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
+    until("output", lambda: docker.out("logs", "one"))
+    kill_shim(docker, "one")
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 7
+    assert docker.out("logs", "one").split() == COUNTED
+
+
+def test_input_goes_on_and_ends(docker: Engine) -> None:
+    client = docker.popen("run", "-i", "--name", "one", "bb", "cat", stdin=subprocess.PIPE)
+    assert client.stdin is not None and client.stdout is not None
+    client.stdin.write("before\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == "before\n"
+    kill_shim(docker, "one")
+    output, _ = client.communicate("after\n", timeout=30)
+    assert output == "after\n"
+    assert client.returncode == 0
+
+
+def test_execs_end_as_they_do_and_others_can_be_started(docker: Engine) -> None:
+    docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
+    client = docker.popen("exec", "one", "sh", "-c", "echo begun; sleep 0.5; exit 9")
+    assert client.stdout is not None
+    assert client.stdout.readline() == "begun\n"
+    kill_shim(docker, "one")
+    client.communicate(timeout=30)
+    assert client.returncode == 9
+    assert docker.out("exec", "one", "echo", "again") == "again"
+
+
+def test_a_container_whose_shim_was_replaced_is_stopped_and_paused(docker: Engine) -> None:
+    docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
+    kill_shim(docker, "one")
+    docker.out("pause", "one")
+    assert docker.state_of("one") == "paused"
+    docker.out("unpause", "one")
+    docker.out("stop", "-t", "0", "one")
+    assert docker.inspect("one")["State"]["ExitCode"] == 137
+
+
+def test_it_works_again_after_the_agent_was_killed(docker: Engine) -> None:
+    docker.out("run", "-d", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
+    old = docker.kill("shim-agent")
+    docker.back("shim-agent", old)
+    until("an answer of the agent", lambda: docker.docker("top", "one").returncode == 0)
+    kill_shim(docker, "one")
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 7
+    assert docker.out("logs", "one").split() == COUNTED
