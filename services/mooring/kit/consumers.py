@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -20,11 +20,30 @@ ACK_WAIT = 3.0
 """Seconds until a message of a consumer that died is delivered to another."""
 PROGRESS = 1.0
 IN_FLIGHT = 64
+_REMEMBERED = 1024
 _BUFFER_HIGH, _BUFFER_LOW = 512, 128
 
 
+class _Work:
+    """A message being handled, and where its latest delivery wants the acknowledgement."""
+
+    __slots__ = ("connection", "reply", "task")
+
+    def __init__(self, task: asyncio.Task[None], reply: str, connection: int) -> None:
+        self.task = task
+        self.reply = reply
+        self.connection = connection
+
+
 class Consumer:
-    """One member of a durable consumer's group."""
+    """One member of a durable consumer's group, on a work queue.
+
+    The consumer's own state is kept in memory by the server: what a work queue still holds is what
+    has not been acknowledged, and a nats-server killed between its two files delivers nothing any
+    more (seen with 2.9). So after a restart it is made anew, and delivers all that is left. An
+    acknowledgement that belongs to the connection before would confuse the new one: it is
+    given when the message comes again, without handling it again.
+    """
 
     def __init__(
         self,
@@ -43,7 +62,9 @@ class Consumer:
         self._group = group
         self._inbox = f"mooring.deliver.{stream}.{durable}"
         self._subscription: Subscription | None = None
-        self._working: dict[str, tuple[asyncio.Task[None], str]] = {}
+        self._working: dict[str, _Work] = {}
+        self._handled: OrderedDict[str, None] = OrderedDict()
+        self._connection = 0
         self._reconnected = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -51,8 +72,8 @@ class Consumer:
     async def start(self) -> None:
         """Create the consumer if it is not there, and begin."""
         client = self._jetstream.client
+        client.on_reconnect.append(self._on_reconnect)
         self._subscription = client.subscribe(self._inbox, self._receive, self._group)
-        client.on_reconnect.append(self._reconnected.set)
         await when_there(self._stream, self._ensure)
         self._keeper = asyncio.create_task(self._keep(), name=f"consumer {self._durable}")
 
@@ -61,12 +82,14 @@ class Consumer:
         client = self._jetstream.client
         if self._subscription is not None:
             client.unsubscribe(self._subscription)
+        if self._on_reconnect in client.on_reconnect:
+            client.on_reconnect.remove(self._on_reconnect)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._ticker is not None:
             self._ticker.cancel()
-        tasks = [task for task, _ in self._working.values()]
+        tasks = [work.task for work in self._working.values()]
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         for task in tasks:
@@ -84,6 +107,7 @@ class Consumer:
             "max_deliver": -1,
             "max_ack_pending": IN_FLIGHT,
             "replay_policy": "instant",
+            "mem_storage": True,
             **({"filter_subject": self._subject} if self._subject != ">" else {}),
         }
         await self._jetstream.api(
@@ -91,8 +115,11 @@ class Consumer:
             {"stream_name": self._stream, "config": config},
         )
 
+    def _on_reconnect(self) -> None:
+        self._connection += 1
+        self._reconnected.set()
+
     async def _keep(self) -> None:
-        """A nats-server that lost its state has lost the consumer as well: make it again."""
         while True:
             await self._reconnected.wait()
             self._reconnected.clear()
@@ -107,17 +134,24 @@ class Consumer:
     def _receive(self, message: Msg) -> None:
         if message.status or not message.reply:
             return
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>…: one message is handled once at a
-        # time, even if it is delivered again while its handler still runs.
-        sequence = message.reply.split(".")[5]
-        if sequence in self._working:
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer's>.<time>.<pending>: sequence
+        # and time name a message for ever, even if the stream is made anew.
+        words = message.reply.split(".")
+        key = f"{words[5]}.{words[7]}"
+        if (work := self._working.get(key)) is not None:
+            # One message is handled once at a time; the newest delivery gets the answer.
+            work.reply, work.connection = message.reply, self._connection
             return
-        task = asyncio.create_task(self._handle(sequence, message))
-        self._working[sequence] = (task, message.reply)
+        if key in self._handled:
+            del self._handled[key]
+            self._tell(message.reply, b"+ACK")
+            return
+        task = asyncio.create_task(self._handle(key, message))
+        self._working[key] = _Work(task, message.reply, self._connection)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().call_later(PROGRESS, self._tick)
 
-    async def _handle(self, sequence: str, message: Msg) -> None:
+    async def _handle(self, key: str, message: Msg) -> None:
         answer = b"+ACK"
         try:
             await self._handler(message.subject, message.data)
@@ -128,8 +162,13 @@ class Consumer:
             logger.exception("a message on %s was not handled, it comes again", message.subject)
             answer = b'-NAK {"delay": 1000000000}'
         finally:
-            del self._working[sequence]
-            self._tell(message.reply, answer)
+            work = self._working.pop(key)
+            if work.connection == self._connection:
+                self._tell(work.reply, answer)
+            elif answer == b"+ACK":
+                self._handled[key] = None
+                if len(self._handled) > _REMEMBERED:
+                    self._handled.popitem(last=False)
 
     def _tell(self, subject: str, answer: bytes) -> None:
         # A lost acknowledgement means one more delivery: handlers can be repeated.
@@ -138,8 +177,9 @@ class Consumer:
 
     def _tick(self) -> None:
         self._ticker = None
-        for _, subject in self._working.values():
-            self._tell(subject, b"+WPI")
+        for work in self._working.values():
+            if work.connection == self._connection:
+                self._tell(work.reply, b"+WPI")
         if self._working:
             self._ticker = asyncio.get_running_loop().call_later(PROGRESS, self._tick)
 
