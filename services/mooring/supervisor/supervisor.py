@@ -20,7 +20,7 @@ from typing import Any
 
 from mooring.kit.config import Settings
 
-from . import leftovers, notify, sockets
+from . import leftovers, notify, rundir, sockets
 from .child import Child, State, start_time
 from .programs import programs
 
@@ -60,6 +60,8 @@ class Supervisor:
     def _prepare(self) -> None:
         settings, on_exit = self._settings, self._cleanup
         self._run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        rundir.mount(self._run_dir / "shims")
+        on_exit.callback(rundir.unmount, self._run_dir / "shims")
         for directory in (settings.state_dir, self._run_dir):
             on_exit.callback(os.close, leftovers.lock(directory))
         if ended := leftovers.end(self._run_dir / "supervisor.json"):

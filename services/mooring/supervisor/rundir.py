@@ -1,0 +1,51 @@
+"""The runs' directories in memory: they must not outlive a reboot, and a start makes a dozen files.
+
+On most hosts /run is a tmpfs. Where the run directory is on a disk, a tmpfs is mounted over its
+`shims`: making a file takes 0.01 ms there, 0.1 to 0.2 on ext4.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_TYPE = "mooring"
+_MS_NOSUID, _MS_NODEV = 0x2, 0x4
+_MNT_DETACH = 0x2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def in_memory(directory: Path) -> bool:
+    """Whether the directory is on a tmpfs, whoever mounted it."""
+    device = os.stat(directory).st_dev
+    wanted = f" {os.major(device)}:{os.minor(device)} "
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if wanted in line and " - tmpfs " in line:
+            return True
+    return False
+
+
+def mount(directory: Path) -> None:
+    """Put a tmpfs over an empty directory on a disk; without one the engine is only slower."""
+    directory.mkdir(mode=0o711, exist_ok=True)
+    if in_memory(directory) or any(directory.iterdir()):
+        return
+    arguments = (_TYPE.encode(), os.fsencode(directory), b"tmpfs", _MS_NOSUID | _MS_NODEV)
+    if _libc.mount(*arguments, b"mode=711") < 0:
+        logger.warning("run directories stay on disk: %s", os.strerror(ctypes.get_errno()))
+
+
+def unmount(directory: Path) -> None:
+    """Take away the tmpfs that is ours, unless containers that go on are recorded in it."""
+    if not _is_ours(directory) or any(directory.iterdir()):
+        return
+    _libc.umount2(os.fsencode(directory), _MNT_DETACH)
+
+
+def _is_ours(directory: Path) -> bool:
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return any((fields[0], fields[1]) == (_TYPE, str(directory)) for fields in mounts)
