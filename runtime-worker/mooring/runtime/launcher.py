@@ -155,7 +155,7 @@ def _warm_up() -> None:
         try:
             rehearse(f"{directory}/mooring-launch-{os.getpid()}")
             return
-        except OSError:
+        except Exception:
             continue
 
 

@@ -16,7 +16,7 @@ from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump, join, parse, split
 from .processes import Streams, open_input, record_streams
-from .record import remove_tree, start_time, write_record
+from .record import arm_faults, remove_tree, start_time, write_record
 from .shim import Shim
 from .stdio import Recorder
 
@@ -33,6 +33,8 @@ def rehearse(directory: str) -> None:
     os.mkdir(directory, 0o700)
     before = os.getcwd()
     os.chdir(directory)
+    # A fault is meant for a shim, not for who plays one.
+    faults = arm_faults("")
     try:
         for number in range(_ROUNDS):
             _sleep()
@@ -40,6 +42,7 @@ def rehearse(directory: str) -> None:
             _talk()
             _live(number)
     finally:
+        arm_faults(faults)
         os.chdir(before)
         remove_tree(directory)
 
