@@ -37,6 +37,14 @@ def test_what_a_running_container_needs_stays(directory: Path) -> None:
     assert (directory / "c0ffee.1").is_dir()
 
 
+def test_runs_whose_end_is_known_hold_nothing_up(directory: Path) -> None:
+    rundir.mount(directory)
+    (directory / "c0ffee.1").mkdir()
+    (directory / "c0ffee.1" / "exit.acked").touch()
+    rundir.unmount(directory)
+    assert not os.path.ismount(directory)
+
+
 def test_a_directory_that_is_not_empty_is_left_as_it_is(directory: Path) -> None:
     (directory / "c0ffee.1").mkdir(parents=True)
     rundir.mount(directory)

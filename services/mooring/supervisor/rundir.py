@@ -40,8 +40,13 @@ def mount(directory: Path) -> None:
 
 
 def unmount(directory: Path) -> None:
-    """Take away the tmpfs that is ours, unless containers that go on are recorded in it."""
-    if not _is_ours(directory) or any(directory.iterdir()):
+    """Take away the tmpfs that is ours, unless somebody still has to learn from what is in it.
+
+    That is so as long as there is a run whose end was not made known (`exit.acked`).
+    """
+    if not _is_ours(directory):
+        return
+    if any(not (run / "exit.acked").exists() for run in directory.iterdir()):
         return
     _libc.umount2(os.fsencode(directory), _MNT_DETACH)
 
