@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def test_what_is_no_start_command_is_refused(launcher: Launcher) -> None:
             sock.send(packet)
             assert json.loads(sock.recv(4096))["error"]["kind"] == "invalid_parameter"
         eventually(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_launcher_leaves_nothing_and_takes_away_what_a_killed_one_left() -> None:
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, check=True).stdout
+    left = Path(f"/dev/shm/mooring-launch-{int(ended)}")
+    left.mkdir()
+    (left / "file").touch()
+    launcher = Launcher()
+    pid, sock = launcher.fork()
+    sock.close()
+    assert not left.exists()
+    assert not Path(f"/dev/shm/mooring-launch-{launcher.process.pid}").exists()
+    eventually(lambda: not alive(pid))
+    launcher.close()
 
 
 def test_a_warm_shim_ends_with_the_worker(launcher: Launcher) -> None:

@@ -153,7 +153,7 @@ def _warm_up() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     for directory in ("/dev/shm", "/tmp"):
         try:
-            rehearse(f"{directory}/mooring-launch-{os.getpid()}")
+            rehearse(directory, "mooring-launch-")
             return
         except Exception:
             continue

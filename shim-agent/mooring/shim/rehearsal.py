@@ -28,8 +28,14 @@ _ROUNDS = 12
 """The interpreter specialises a function's code when it has run eight times."""
 
 
-def rehearse(directory: str) -> None:
-    """Go through the motions in a new `directory`, and leave nothing."""
+def rehearse(parent: str, prefix: str) -> None:
+    """Go through the motions in a new directory, and leave nothing: not even what those left who
+    were killed at it. Raises what went wrong."""
+    for name in os.listdir(parent):
+        pid = name.removeprefix(prefix)
+        if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            remove_tree(f"{parent}/{name}")
+    directory = f"{parent}/{prefix}{os.getpid()}"
     os.mkdir(directory, 0o700)
     before = os.getcwd()
     os.chdir(directory)
