@@ -131,6 +131,9 @@ class Shims:
                 if not record.shim.alive():
                     raise Unavailable("it has died")
             hello = asking.result()
+            if not channel.open:
+                # Its last words: it ended right behind them.
+                raise Unavailable("it has ended")
         except EngineError as exc:
             logger.info("no hello from the shim of %s: %s", run.container.id, exc)
             channel.close()
