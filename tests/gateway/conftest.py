@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mooring.gateway.app import main
+from mooring.gateway.app import serve
+from mooring.gateway.gateway import Gateway
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.process import Service
@@ -40,11 +41,13 @@ async def engine(bus: Bus) -> FakeEngine:
 async def client(settings: Settings, engine: FakeEngine) -> AsyncIterator[Client]:
     """A client of a running gateway."""
     service = FakeService()
-    running = asyncio.create_task(main(settings, service))
+    gateway = Gateway(settings)
+    running = asyncio.create_task(serve(gateway, service))
     ready = asyncio.create_task(service.is_ready.wait())
     await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         await running
+    engine.watch(gateway)
     client = Client(settings.run_dir / "docker.sock")
     yield client
     await client.close()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable
 from typing import Any
 
 from mooring.gateway.frames import HEAD, MAGIC, RUN_BEGINS, RUN_ENDS
+from mooring.gateway.gateway import Gateway
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
@@ -126,6 +127,7 @@ class FakeEngine:
         self.uploaded = b""
         self.echo = False
         self.exec_error = ""
+        self.gateway: Gateway | None = None
         self.containers: Bucket[ContainerRecord]
         self.execs: Bucket[ExecRecord]
         self.images: Bucket[ImageRecord]
@@ -170,6 +172,14 @@ class FakeEngine:
 
     # --- as a test arranges it ---
 
+    def watch(self, gateway: Gateway) -> None:
+        """Whatever a test arranges from now on, this gateway knows when it is done."""
+        self.gateway = gateway
+
+    async def _known(self, revision: int) -> None:
+        if self.gateway is not None:
+            await self.gateway.engine.containers.mirror.reached(revision)
+
     async def add_image(self, name: str = "bb", **fields: Any) -> ImageRecord:
         """An image with one name."""
         digest = hashlib.sha256(name.encode()).hexdigest()
@@ -180,6 +190,11 @@ class FakeEngine:
         await self.images.put(digest, image)
         full = references.normalize(name)
         await self.names.put(key_for(full), ReferenceRecord(reference=full, image_id=image.id))
+        if self.gateway is not None:
+            views = self.gateway.engine.images
+            await views.until(
+                lambda: views.names(name) == image.id and views.get(image.id) == image
+            )
         return image
 
     async def add(self, name: str, **fields: Any) -> ContainerRecord:
@@ -194,7 +209,7 @@ class FakeEngine:
             image_id="sha256:" + hashlib.sha256(b"bb").hexdigest(),
             path="sh",
         ).model_copy(update=fields)
-        await self.containers.put(container_id, record)
+        await self._known(await self.containers.put(container_id, record))
         return record
 
     async def running(self, name: str, **fields: Any) -> ContainerRecord:
@@ -232,7 +247,10 @@ class FakeEngine:
     async def change(self, container_id: str, **fields: Any) -> int:
         """Write the record with some fields changed."""
         entry = await self.containers.get(container_id)
-        return await self.containers.put(container_id, entry.record.model_copy(update=fields))
+        record = entry.record.model_copy(update=fields)
+        revision = await self.containers.put(container_id, record)
+        await self._known(revision)
+        return revision
 
     async def emit(self, action: str, actor: str = "c1", **fields: Any) -> Event:
         """An event on the durable stream."""

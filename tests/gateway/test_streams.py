@@ -324,3 +324,29 @@ async def test_the_state_of_a_container_that_stops_reaches_the_list(
     assert engine.asked[-1].timeout == 1
     shown = (await client.get(f"/containers/{record.id[:12]}/json")).json["State"]
     assert (shown["Status"], shown["ExitCode"]) == (State.EXITED, 143)
+
+
+async def test_a_terminal_that_is_left_keeps_its_input(client: Client, engine: FakeEngine) -> None:
+    record = await engine.running("web", config=ContainerConfig(open_stdin=True, tty=True))
+    stream, _ = await attach(client, "web", f"{STREAMS}&stdin=1")
+    stream.writer.write(b"ls")
+    stream.writer.write_eof()
+    engine.prints(record.id, b"out")
+    assert await stream.reader.readexactly(3) == b"out"
+    stream.writer.close()
+    second, _ = await attach(client, "web", f"{STREAMS}&stdin=1")
+    second.writer.write(b"\x10\x11")
+    assert await second.reader.read() == b""
+    assert record.id not in engine.stdin_ended
+
+
+async def test_what_a_client_sent_before_it_left_is_written(
+    client: Client, engine: FakeEngine
+) -> None:
+    record = await engine.running("web", config=ContainerConfig(open_stdin=True))
+    stream, _ = await attach(client, "web", f"{STREAMS}&stdin=1")
+    stream.writer.write(b"x" * 100_000)
+    await stream.writer.drain()
+    stream.writer.close()
+    await engine.stdin_ended.setdefault(record.id, asyncio.Event()).wait()
+    assert engine.stdin[record.id] == b"x" * 100_000

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mooring.kit.process import run
 
-from .app import main as serve
+from . import app
 
 
 def main() -> None:
     """Run until SIGTERM."""
-    run("gateway", serve)
+    run("gateway", app.main)
 
 
 if __name__ == "__main__":

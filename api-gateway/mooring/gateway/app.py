@@ -51,8 +51,13 @@ def all_routes(gateway: Gateway) -> list[Route]:
 
 
 async def main(settings: Settings, service: Service) -> None:
-    """Serve until asked to stop. /_ping is answered before the bus is there."""
-    gateway = Gateway(settings)
+    """Serve until asked to stop."""
+    await serve(Gateway(settings), service)
+
+
+async def serve(gateway: Gateway, service: Service) -> None:
+    """The same for a gateway that is there; /_ping is answered before the bus is."""
+    settings = gateway.settings
     server = Server(Router(all_routes(gateway)).find)
     try:
         for sock, context in open_all(settings, service.listeners()):

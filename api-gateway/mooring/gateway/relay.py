@@ -23,6 +23,8 @@ from .output import Formatter, error_text
 
 logger = logging.getLogger(__name__)
 
+_LAST_INPUT = 10.0
+"""Seconds that the input of a client that has gone may take to be written."""
 _ACK_TIMEOUT = 30.0
 """Seconds for one answer to a chunk of input; it is asked again after that."""
 
@@ -58,7 +60,7 @@ class Input:
     run: int
     exec_id: str = ""
     detach_keys: bytes | None = None
-    """Looked for on a terminal only."""
+    """Set for a terminal, and only there: its input has no end, the keys leave it."""
 
 
 class Relay:
@@ -101,10 +103,15 @@ class Relay:
         if never is not None:
             tasks.append(asyncio.create_task(never))
             ends.add(tasks[-1])
-        if source is not None:
-            tasks.append(asyncio.create_task(self._input(source)))
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if source is None:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                tasks.append(asyncio.create_task(self._input(source)))
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if self._wire.gone.done() and source.detach_keys is None:
+                    # What it had sent before, and that this was all, still counts.
+                    await asyncio.wait(tasks[-1:], timeout=_LAST_INPUT)
         finally:
             for task in tasks:
                 task.cancel()
@@ -143,6 +150,8 @@ class Relay:
         while True:
             data = await self._wire.peek()
             if not data:
+                if scanner is not None:
+                    return
                 await self._hand_on(source, session, offset, b"", eof=True)
                 return
             if scanner is None:
