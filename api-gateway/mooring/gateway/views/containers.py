@@ -46,14 +46,15 @@ class ContainerViews:
         self._state_dir = state_dir
         self._execs: dict[str, set[str]] = {}
         self._by_name: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._stale: set[str] = set(mirror)
+        """Containers whose name may have changed since the index was made."""
         self._ids: list[str] | None = None
         self._newest: list[ContainerRecord] | None = None
         self._listed: dict[str, _Listed] = {}
         self._lists: dict[bool, tuple[int, Reply]] = {}
         self._image_generation = images.generation
         self._inspected: dict[str, dict[bool, Reply]] = {}
-        for entry in mirror.values():
-            self._changed(entry.key, None, entry)
         for exec_entry in execs.values():
             self._exec_changed(exec_entry.key, None, exec_entry)
         mirror.subscribe(self._changed)
@@ -64,18 +65,24 @@ class ContainerViews:
     def _changed(
         self, key: str, old: Entry[ContainerRecord] | None, new: Entry[ContainerRecord] | None
     ) -> None:
-        if old is not None and self._by_name.get(old.record.name) == key:
-            del self._by_name[old.record.name]
-        if new is not None and new.record.state is not State.REMOVED:
-            self._by_name[new.record.name] = key
-        else:
-            self._execs.pop(key, None)
-        if old is None or new is None or new.record.state is State.REMOVED:
-            self._ids = None
-        self._newest = None
+        # Decoding the record can wait until somebody asks: most revisions nobody does.
+        self._stale.add(key)
+        self._ids = self._newest = None
         self._listed.pop(key, None)
         self._inspected.pop(key, None)
         self._lists.clear()
+
+    def _refresh_names(self) -> None:
+        """Bring the index of names up to date."""
+        for key in self._stale:
+            before = self._names.pop(key, "")
+            if self._by_name.get(before) == key:
+                del self._by_name[before]
+            entry = self.mirror.get(key)
+            if entry is not None and entry.record.state is not State.REMOVED:
+                self._names[key] = entry.record.name
+                self._by_name[entry.record.name] = key
+        self._stale.clear()
 
     def _exec_changed(
         self, key: str, old: Entry[ExecRecord] | None, new: Entry[ExecRecord] | None
@@ -115,6 +122,8 @@ class ContainerViews:
     def _exact(self, name: str) -> ContainerRecord | None:
         entry = self.mirror.get(name) if len(name) == _ID_LENGTH else None
         if entry is None:
+            if self._stale:
+                self._refresh_names()
             key = self._by_name.get(name.removeprefix("/"))
             entry = self.mirror.get(key) if key is not None else None
         if entry is None or entry.record.state is State.REMOVED:
