@@ -99,6 +99,14 @@ def test_a_line_over_two_frames_has_one_timestamp() -> None:
     assert formatter.feed(LOG) == b"1970-01-01T00:00:03.000000000Z three\n"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_log_that_was_rotated_begins_with_a_whole_line(seed: int) -> None:
+    formatter = Formatter(raw=True)
+    formatter.cut_first_line()
+    log = frame(STDOUT, b"rest") + frame(STDOUT, b" of it\none\n") + frame(STDERR, b"two\n")
+    assert b"".join(map(formatter.feed, cuts(log, seed))) == b"one\ntwo\n"
+
+
 def test_a_terminals_output_is_not_framed() -> None:
     assert Formatter(raw=True, stderr=False).feed(LOG) == b"one\ntwo\nthree\n"
 

@@ -59,8 +59,13 @@ class Formatter:
         self._since_ns = since_ns
         self._until_ns = until_ns
         self._simple = not (self._prefixed or since_ns or until_ns)
+        self._cut = False
         self._fresh = {STDOUT: True, STDERR: True}
         """By stream: whether the next byte begins a line."""
+
+    def cut_first_line(self) -> None:
+        """The log begins where it was rotated, perhaps inside a line: that one is left out."""
+        self._cut, self._simple = True, False
 
     def feed(self, data: bytes | memoryview) -> bytes:
         """The client's bytes for some more bytes of the log."""
@@ -83,6 +88,11 @@ class Formatter:
         if stream not in self._fresh or not piece.data:
             return
         payload: bytes | memoryview = piece.data
+        if self._cut:
+            _, newline, payload = bytes(payload).partition(b"\n")
+            self._cut = not newline
+            if not payload:
+                return
         if self._until_ns and piece.time_ns > self._until_ns:
             self.finished = True
             return

@@ -72,6 +72,8 @@ class AttachRoutes:
         # The agent says at once where the stream begins, though the run may be yet to come.
         noted = asyncio.create_task(note(engine, record.id, "attach"))
         async with open_log(engine.bus, record.node, opened) as reading:
+            if opened.offset == 0 and reading.offset > 0:
+                formatter.cut_first_line()
             await noted
             wire = await request.hijack(content_type(request, tty=tty))
             relay = Relay(engine.bus, wire, formatter, raw=tty)

@@ -62,6 +62,8 @@ class LogRoutes:
         follow = query.flag(request, "follow") and _goes_on(record, until_ns)
         opened = _open(record, tail, since_ns, follow=follow)
         async with open_log(engine.bus, record.node, opened) as reading:
+            if opened.offset == 0 and reading.offset > 0:
+                formatter.cut_first_line()
             stream = request.stream(content_type(request, tty=tty))
             try:
                 async with asyncio.timeout(_seconds_until(until_ns) if follow else None):
