@@ -220,7 +220,7 @@ class Engine:
             for path in Path("/sys/fs/cgroup").glob(pattern):
                 if path.is_dir() and not path.name.startswith("warm."):
                     found.append(f"cgroup {path}")
-        found += [f"run dir {path.name}" for path in (self.run / "shims").glob("*")]
+        found += [f"run dir {path.name}" for path in (self.run / "shims").glob("[!.]*")]
         found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
         leases = self.state / "network" / "leases"
         found += [f"lease {path.name}" for path in leases.glob("*")]

@@ -147,4 +147,10 @@ def test_remove_force_of_a_running_container(docker: Engine) -> None:
     made = docker.out("run", "-d", "--name", "web", "bb", *RUDE)
     docker.docker("rm", "-f", "web")
     assert docker.actions(made)[-3:] == ["kill", "die", "destroy"]
-    assert not docker.leftovers()
+    until("nothing is left of it", lambda: not docker.leftovers())
+
+
+def test_a_network_that_is_not_there_is_refused_and_leaves_nothing(docker: Engine) -> None:
+    done = docker.docker("run", "--rm", "--network", "nowhere", "bb", "true", check=False)
+    assert done.returncode == 125
+    assert "network nowhere not found" in done.stderr

@@ -31,10 +31,10 @@ class Layout:
         self.shims = f"{self.run}/shims"
         self.seccomp = f"{self.run}/seccomp"
         self.shm = f"{self.run}/shm"
-        self.run_trash = f"{self.run}/trash"
-        self.removed = f"{self.run}/removed"
+        self.run_trash = f"{self.shims}/.trash"
+        self.removed = f"{self.shims}/.removed"
         """An empty file for each container removed a moment ago: a late start is refused."""
-        self.released = f"{self.run}/released"
+        self.released = f"{self.shims}/.released"
         """The last run released of each container whose run was over a moment ago."""
         self.agent_socket = f"{self.run}/agent.sock"
 

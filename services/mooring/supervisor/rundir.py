@@ -32,7 +32,7 @@ def in_memory(directory: Path) -> bool:
 def mount(directory: Path) -> None:
     """Put a tmpfs over an empty directory on a disk; without one the engine is only slower."""
     directory.mkdir(mode=0o711, exist_ok=True)
-    if in_memory(directory) or any(directory.iterdir()):
+    if in_memory(directory) or any(directory.glob("[!.]*")):
         return
     arguments = (_TYPE.encode(), os.fsencode(directory), b"tmpfs", _MS_NOSUID | _MS_NODEV)
     if _libc.mount(*arguments, b"mode=711") < 0:
@@ -46,7 +46,8 @@ def unmount(directory: Path) -> None:
     """
     if not _is_ours(directory):
         return
-    if any(not (run / "exit.acked").exists() for run in directory.iterdir()):
+    runs = (path for path in directory.iterdir() if not path.name.startswith("."))
+    if any(not (run / "exit.acked").exists() for run in runs):
         return
     _libc.umount2(os.fsencode(directory), _MNT_DETACH)
 
