@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
+from urllib.parse import quote
 
 import pytest
 
-from .harness import Engine, until
+from .harness import Engine, UnixHTTP
 
 pytestmark = pytest.mark.kernel
 
@@ -82,14 +84,14 @@ def test_events_are_durable_and_filtered(docker: Engine) -> None:
 
 
 def test_live_events_arrive(docker: Engine) -> None:
-    watching = docker.popen("events", "--filter", "container=live", "--format", "{{.Action}}")
-    assert watching.stdout is not None
-    until("the stream is open", lambda: watching.poll() is None)
+    filters = quote(json.dumps({"container": ["live"]}))
+    connection = UnixHTTP(docker.socket)
+    connection.request("GET", f"/events?filters={filters}")
+    stream = connection.getresponse()  # its head is there: from now on nothing is missed
     docker.docker("run", "--name", "live", "bb", "true")
-    assert [watching.stdout.readline().strip() for _ in range(4)] == [
-        "create", "attach", "start", "die"]  # fmt: skip
-    watching.terminate()
-    watching.communicate(timeout=10)
+    seen = [json.loads(stream.readline())["Action"] for _ in range(4)]
+    connection.close()
+    assert seen == ["create", "attach", "start", "die"]
 
 
 def test_images_are_tagged_listed_and_removed(docker: Engine) -> None:

@@ -159,8 +159,8 @@ class Worker:
     def leftovers(self) -> list[str]:
         """Everything of a container that is still there once the last one has been removed."""
         found: list[str] = []
-        for directory in ("shims", "trash", "shm"):
-            found += map(str, (self.run_dir / directory).iterdir())
+        for pattern in ("shims/[!.]*", "shims/.trash/*", "shm/*"):
+            found += map(str, self.run_dir.glob(pattern))
         for directory in ("containers", "trash", "network/leases"):
             found += map(str, (self.state / directory).iterdir())
         for cgroup in Path("/sys/fs/cgroup").glob(f"*/{self.settings.instance}/*"):
