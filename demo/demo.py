@@ -6,7 +6,6 @@ Uses a state and a run directory of its own in a temporary folder, and leaves no
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -20,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 
 from image import busybox_archive
+from mooring.supervisor import control
 
 console = Console(highlight=False)
 SERVICES = ("gateway", "lifecycle", "runtime", "shim-agent", "nats")
-COUNT = 80
+COUNT = 120
 COUNTER = f"i=1; while [ $i -le {COUNT} ]; do echo $i; i=$((i+1)); sleep 0.1; done"
 
 
@@ -64,9 +64,9 @@ class Demo:
         return done.stdout
 
     def services(self) -> dict[str, int]:
-        """The pid of every service."""
-        status = json.loads(self.mooring("status", "--json", *self.dirs()))
-        return {item["name"]: item["pid"] for item in status["services"]}
+        """The pid of every service that is ready."""
+        found = control.status(self.folder / "run")["services"]
+        return {item["name"]: item["pid"] for item in found if item["state"] == "ready"}
 
     @contextlib.contextmanager
     def engine(self) -> Iterator[None]:
@@ -88,7 +88,7 @@ def killed(demo: Demo, name: str, pid: int) -> float:
     while time.monotonic() - began < 20:
         if demo.services().get(name) not in (0, None, pid):
             return time.monotonic() - began
-        time.sleep(0.02)
+        time.sleep(0.005)
     raise SystemExit(f"{name} did not come back")
 
 
@@ -113,6 +113,7 @@ def play(demo: Demo) -> None:
     step("run a container that counts once per 100 ms; kill -9 every service meanwhile")
     demo.client("run", "-d", "--name", "counter", "demo", "sh", "-c", COUNTER)
     for name in SERVICES:
+        time.sleep(1)  # so that there is something to see between two kills
         back = killed(demo, name, demo.services()[name])
         lines = demo.client("logs", "counter").split()
         console.print(
