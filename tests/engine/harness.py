@@ -213,8 +213,12 @@ class Engine:
         """Everything in the kernel and on disk that no container owns any more."""
         found = []
         mark = str(self.folder)
+        # The engine's own, for run directories.
+        runs = f"mooring {self.run}/shims "
         found += [
-            line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line
+            line
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if mark in line and not line.startswith(runs)
         ]
         for pattern in (f"{self.instance}/*", f"*/{self.instance}/*"):
             for path in Path("/sys/fs/cgroup").glob(pattern):

@@ -192,7 +192,7 @@ async def test_inspect_is_complete(client: Client, three: Any) -> None:
     assert found["HostConfig"]["NetworkMode"] == "bridge"
     assert found["HostConfig"]["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}
     assert found["HostConfig"]["MaskedPaths"]
-    assert found["HostnamePath"] == f"/state/containers/{found['Id']}/hostname"
+    assert found["HostnamePath"] == f"/run/m/shims/{found['Id']}.1/hostname"
     for name in ("Args", "Mounts"):
         assert isinstance(found[name], list)
     created = (await client.get("/containers/two/json")).json

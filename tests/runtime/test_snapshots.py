@@ -38,7 +38,9 @@ def test_the_uppermost_layer_comes_first(
     tmp_path: Path, store: ImageStore, image: ImageRecord
 ) -> None:
     overlay = Snapshots(tmp_path).prepare("c0ffee", image)
-    assert [Path(lower, "who").read_text() for lower in overlay.lowers] == CHAINS[::-1]
+    init, *lowers = overlay.lowers
+    assert [Path(lower, "who").read_text() for lower in lowers] == CHAINS[::-1]
+    assert Path(init).resolve() == store.layer(CHAINS[1]) / "init"
     assert overlay.upper == str(tmp_path / "containers/c0ffee/upper")
     assert Path(overlay.upper).is_dir() and Path(overlay.work).is_dir()
 
@@ -56,7 +58,7 @@ def test_a_lost_short_link_is_made_again(
 ) -> None:
     for link in store.short.iterdir():
         link.unlink()
-    assert Path(Snapshots(tmp_path).lowers(image)[0], "who").read_text() == CHAINS[1]
+    assert Path(Snapshots(tmp_path).lowers(image)[1], "who").read_text() == CHAINS[1]
 
 
 def test_two_layers_whose_digits_begin_alike_are_told_apart(
@@ -68,7 +70,7 @@ def test_two_layers_whose_digits_begin_alike_are_told_apart(
     (built / "fs" / "who").write_text(alike)
     store.add_layer(built, LayerInfo(alike, alike, alike, "", 5))
     image.layers[0] = Layer(diff_id=alike, chain_id=alike)
-    assert Path(Snapshots(tmp_path).lowers(image)[1], "who").read_text() == alike
+    assert Path(Snapshots(tmp_path).lowers(image)[2], "who").read_text() == alike
 
 
 def test_a_missing_layer_is_named(tmp_path: Path, store: ImageStore, image: ImageRecord) -> None:
@@ -99,6 +101,35 @@ def test_size_counts_a_file_with_several_names_once(
     os.link(upper / "small", upper / "a" / "again")
     assert snapshots.size("c0ffee") == 1010
     assert snapshots.size("beef") == 0
+
+
+def test_the_upper_root_looks_like_the_image_s(
+    tmp_path: Path, store: ImageStore, image: ImageRecord
+) -> None:
+    root = Path(store.lower(CHAINS[1]))
+    os.chown(root, 12, 34)
+    root.chmod(0o1777)
+    os.setxattr(root, "user.colour", b"blue")
+    os.utime(root, ns=(5, 7))
+    snapshots = Snapshots(tmp_path)
+    upper = Path(snapshots.prepare("c0ffee", image).upper)
+    found = upper.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (12, 34, 0o1777)
+    assert os.getxattr(upper, "user.colour") == b"blue"
+    assert found.st_mtime_ns == 7
+    # What the container makes of it is its own.
+    upper.chmod(0o700)
+    snapshots.prepare("c0ffee", image)
+    assert upper.stat().st_mode & 0o7777 == 0o700
+
+
+def test_an_init_layer_that_cannot_be_made_is_done_without(
+    tmp_path: Path, store: ImageStore, image: ImageRecord
+) -> None:
+    (store.layer(CHAINS[1]) / "init").touch()
+    jobs = list(store.ingest.iterdir())
+    assert len(Snapshots(tmp_path).lowers(image)) == 2
+    assert list(store.ingest.iterdir()) == jobs
 
 
 @pytest.mark.kernel

@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 
 from mooring.kit import subjects
-from mooring.kit.config import Settings
-from mooring.kit.models.container import ContainerConfig, ContainerRecord, HealthConfig
-from mooring.kit.models.host import HealthChecked, HostStart
-from mooring.kit.models.image import ImageRecord
+from mooring.kit.models.container import HealthConfig
+from mooring.kit.models.host import HealthChecked
 from mooring.shim.agent import Agent
 from mooring.shim.frames import STDOUT
 from mooring.shim.health import SECOND, Check, Verdict
 
 from .conftest import Facts, Shims, until
-from .fakes import CONTAINER, FakeShim
+from .fakes import FakeShim
 
 CHECK = Check(("true",), 30, 30, retries=3, start_period=10, start_interval=5)
 
@@ -57,24 +55,20 @@ def test_checks_are_more_frequent_in_the_start_period() -> None:
     assert Verdict("healthy").pause(9, CHECK) == 30
 
 
-def begun(settings: Settings, shim: Shims, **fields: object) -> FakeShim:
+def begun(shim: Shims, **fields: object) -> FakeShim:
     """A container with a health check every 10 ms."""
     health = {"test": ["CMD", "probe"], "interval": SECOND // 100, "retries": 1, **fields}
-    config = ContainerConfig(healthcheck=HealthConfig.model_validate(health))
-    record = ContainerRecord(
-        id=CONTAINER, name="web", node="n", created_ns=1, image="bb", config=config
-    )
-    command = HostStart(record=record, image=ImageRecord(id="sha256:0"), run=1)
-    directory = settings.state_dir / "containers" / CONTAINER
-    directory.mkdir(parents=True)
-    (directory / "start.msgpack").write_bytes(command.pack())
-    return shim().start()
+    made = shim()
+    made.directory.mkdir(parents=True)
+    config = HealthConfig.model_validate(health)
+    (made.directory / "healthcheck.msgpack").write_bytes(config.pack())
+    return made.start()
 
 
 async def test_each_result_is_told_with_its_verdict(
-    agent: Agent, shim: Shims, facts: Facts, settings: Settings
+    agent: Agent, shim: Shims, facts: Facts
 ) -> None:
-    one = begun(settings, shim)
+    one = begun(shim)
     for number, code, status in ((1, 0, "healthy"), (2, 7, "unhealthy")):
         id_ = f"health.{number}"
         await until((one.directory / "execs" / id_ / "log").exists)
@@ -86,9 +80,9 @@ async def test_each_result_is_told_with_its_verdict(
 
 
 async def test_a_check_that_takes_too_long_has_failed(
-    agent: Agent, shim: Shims, facts: Facts, settings: Settings
+    agent: Agent, shim: Shims, facts: Facts
 ) -> None:
-    begun(settings, shim, timeout=SECOND // 1000)
+    begun(shim, timeout=SECOND // 1000)
     fact = await facts.next(subjects.FACT_HEALTH, HealthChecked)
     assert (fact.status, fact.result.exit_code) == ("unhealthy", -1)
     assert fact.result.output == "Health check exceeded timeout (0.001s)"

@@ -43,7 +43,7 @@ class Engine:
         self.execs = execs
         self.nodes = nodes
         self.images = ImageViews(images, references)
-        self.containers = ContainerViews(containers, execs, self.images, self._state_dir)
+        self.containers = ContainerViews(containers, execs, self.images, self._run_dir)
         self._background: set[asyncio.Task[Any]] = set()
 
     def node(self) -> NodeRecord:
@@ -73,9 +73,9 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    def _state_dir(self, node_id: str) -> str:
+    def _run_dir(self, node_id: str) -> str:
         entry = self.nodes.get(node_id)
-        return entry.record.state_dir if entry is not None else ""
+        return entry.record.run_dir if entry is not None else ""
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from mooring.kit.errors import EngineError, InvalidParameter
@@ -19,6 +20,9 @@ from .joins import Joined
 from .layout import Layout
 from .overlay import Overlay
 from .sandbox import Sandbox
+
+HEALTHCHECK = "healthcheck.msgpack"
+"""In the run directory, for the agent: the HealthConfig of a container that has one."""
 
 
 class Snapshots(Protocol):
@@ -104,7 +108,7 @@ class Bundles:
             pid=joined.pid,
             ipc=joined.ipc,
             uts=joined.uts,
-            files=self._write_files(record, sandbox, joined, hostname),
+            files=self._write_files(record, bundle, sandbox, joined, hostname),
             init=initbinary.find() if record.host_config.init else "",
             shm=joined.shm,
             mounts=wanted,
@@ -114,6 +118,8 @@ class Bundles:
         value = spec.build(record, around)
         _make(f"{directory}/log")
         write(f"{bundle}/config.json", dumps(value))
+        if record.config.healthcheck is not None:
+            write(f"{bundle}/{HEALTHCHECK}", record.config.healthcheck.pack())
         return Prepared(overlay, cgroup, mounts.mount_points(wanted), warnings)
 
     def mount_points(self, record: ContainerRecord) -> list[MountPoint]:
@@ -121,10 +127,16 @@ class Bundles:
         return mounts.mount_points(all_mounts(record.host_config, record.config.volumes or ()))
 
     def write_command(self, request: HostStart) -> None:
-        """Keep a start by command: restarts repeat it, the policy counts from its run on."""
+        """Keep a start by command: restarts repeat it, the policy counts from its run on.
+
+        Only for a policy that restarts: it has to outlast a reboot, which costs inodes on a disk.
+        """
         record = request.record
         directory = self._layout.container(record.id)
         policy = record.host_config.restart_policy
+        if policy.name in ("", "no"):
+            _forget_command(directory)
+            return
         fields = {
             "name": policy.name,
             "max": policy.maximum_retry_count,
@@ -136,13 +148,18 @@ class Bundles:
         replace(f"{directory}/policy.json", dumps(fields))
 
     def _write_files(
-        self, record: ContainerRecord, sandbox: Sandbox, joined: Joined, hostname: str
-    ) -> mounts.Files | None:
+        self,
+        record: ContainerRecord,
+        directory: str,
+        sandbox: Sandbox,
+        joined: Joined,
+        hostname: str,
+    ) -> mounts.Files:
         if joined.network_of is not None:
             # One network has one set of names: the files of whose network it is.
-            directory = self._layout.container(joined.network_of.id)
+            for name in ("hosts", "hostname", "resolv.conf"):
+                os.link(f"{joined.network_of.directory}/{name}", f"{directory}/{name}")
         else:
-            directory = self._layout.container(record.id)
             host = record.host_config
             hosts = files.hosts(
                 base=self._names.hosts() if sandbox.host_files else None,
@@ -159,7 +176,6 @@ class Bundles:
                 options=host.dns_options or (),
                 keep_loopback=sandbox.host_files,
             )
-            # In place: the inode may be mounted where `container:` joined this network.
             write(f"{directory}/hosts", hosts.encode())
             write(f"{directory}/hostname", f"{hostname}\n".encode())
             write(f"{directory}/resolv.conf", resolv.encode())
@@ -200,6 +216,17 @@ def replace(path: str, data: bytes) -> None:
         os.close(descriptor)
     if new:
         os.rename(new, path)
+
+
+def _forget_command(directory: str) -> None:
+    """What an earlier start by command left, with a policy that the container has no more."""
+    try:
+        os.unlink(f"{directory}/policy.json")
+    except FileNotFoundError:
+        # Written after the start that it belongs to.
+        return
+    with suppress(FileNotFoundError):
+        os.unlink(f"{directory}/start.msgpack")
 
 
 def _make(directory: str) -> None:

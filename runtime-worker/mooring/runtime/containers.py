@@ -18,6 +18,7 @@ from mooring.kit.models.host import (
     ContainerSize,
     HostContainer,
     HostRestart,
+    HostSize,
     HostStart,
     HostStarted,
 )
@@ -113,16 +114,10 @@ class Containers:
             faults.point("runtime.remove.trashed")
         return Done()
 
-    async def size(self, request: HostContainer) -> ContainerSize:
+    async def size(self, request: HostSize) -> ContainerSize:
         """How much a container has written, and how much it sees."""
         written = await self._parts.reaper.in_thread(self._parts.size, request.id)
-        try:
-            layers = self._command(request.id).image.layers
-        except NotFound:
-            layers = []  # It was never started here.
-        return ContainerSize(
-            size_rw=written, size_root_fs=written + sum(layer.size for layer in layers)
-        )
+        return ContainerSize(size_rw=written, size_root_fs=written + request.image)
 
     def _command(self, id_: str) -> HostStart:
         """The last start by command of a container."""
@@ -308,8 +303,13 @@ class Containers:
     def _hostname(self, record: ContainerRecord, network_of: Run | None) -> str:
         if network_of is not None:
             # As in Docker, one network has one name.
-            with open(f"{self._layout.container(network_of.id)}/hostname") as file:
-                return file.read().strip()
+            try:
+                with open(f"{network_of.directory}/hostname") as file:
+                    return file.read().strip()
+            except FileNotFoundError:
+                raise Conflict(
+                    f"cannot join network of a non running container: {network_of.id}"
+                ) from None
         if record.config.hostname:
             return record.config.hostname
         if kind(record) == "host" or record.host_config.uts_mode == "host":

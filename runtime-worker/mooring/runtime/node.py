@@ -86,6 +86,7 @@ def describe(settings: Settings) -> NodeRecord:
         cgroup_version=str(cgroups.version()),
         security_options=_security_options(),
         state_dir=str(settings.state_dir),
+        run_dir=str(settings.run_dir),
         warnings=[
             f"{finding.name}: {finding.detail}; {finding.cost}"
             for finding in findings

@@ -60,6 +60,17 @@ class View:
             raise ValueError(f"{path} is larger than {limit} bytes")
         return data
 
+    def entry(self, path: str) -> int | None:
+        """What is at a path, following no link, as an O_PATH descriptor of this view; or None."""
+        entries = self._root
+        for name in filter(None, path.split("/")):
+            if not stat.S_ISDIR(os.fstat(entries[0]).st_mode):
+                return None
+            entries = self._lookup(entries, name)
+            if not entries:
+                return None
+        return entries[0]
+
     def _find(self, path: str) -> int | None:
         """The O_PATH descriptor of a regular file."""
         parents: list[tuple[int, ...]] = [self._root]

@@ -15,7 +15,7 @@ from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.models.base import Request
 from mooring.kit.models.container import HostConfig
-from mooring.kit.models.host import HostContainer, HostRestart, HostStart, NodeRecord
+from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostStart, NodeRecord
 from mooring.kit.process import Service
 
 from . import node, spec
@@ -132,7 +132,7 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
 
     await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, containers.remove)
     await bus.serve(subject(subjects.RUNTIME_RELEASE), HostContainer, containers.release)
-    await bus.serve(subject(subjects.RUNTIME_SIZE), HostContainer, containers.size)
+    await bus.serve(subject(subjects.RUNTIME_SIZE), HostSize, containers.size)
     await bus.serve(subject(subjects.RUNTIME_NODE), Request, describe)
     await bus.serve(subject(subjects.RUNTIME_START), HostStart, containers.start)
     await bus.serve(subject(subjects.RUNTIME_RESTART), HostRestart, containers.restart)

@@ -53,7 +53,7 @@ class Agent:
         restarts = Restarts(bus, facts, policies, work)
         self._exits = exits = Exits(facts, policies, restarts, work)
         self.shims = Shims(run, self.containers, exits, work)
-        self.shims.on_begun = HealthChecks(state, facts, work).begin
+        self.shims.on_begun = HealthChecks(facts, work).begin
         self._commands = Commands(self.containers, self.shims, policies, restarts)
         self._joining = Joining(self.containers, self.shims, exits)
         self._outputs = Outputs(state, self.containers, self.shims, work)

@@ -150,6 +150,8 @@ class Commands:
                     run=policy.run or container.latest_number,
                 )
             policy = replace(policy, stopped=policy.stopped or request.stopped)
+            if policy.restarts and request.start is not None:
+                self._policies.keep_start(request.id, request.start.pack())
             self._policies.write(request.id, policy)
             if not policy.pending:
                 await self._restarts.cancel(container)

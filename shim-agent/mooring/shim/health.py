@@ -19,7 +19,7 @@ from mooring.kit import log, subjects
 from mooring.kit.errors import EngineError
 from mooring.kit.models.container import HealthConfig, HealthResult
 from mooring.kit.models.exec import ExecConfig
-from mooring.kit.models.host import HealthChecked, HostStart
+from mooring.kit.models.host import HealthChecked
 
 from . import joining, rundir
 from .exits import HEALTH_PREFIX, forget_exec
@@ -35,6 +35,8 @@ OUTPUT_BYTES = 4096
 TIMED_OUT = -1
 """The exit code of a check that was killed for taking too long, as Docker has it."""
 _FILE = "health.json"
+_CONFIG = "healthcheck.msgpack"
+"""Written by the worker for a container that has a check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,7 @@ class Verdict:
 class HealthChecks:
     """Runs the checks of this host's containers."""
 
-    def __init__(self, state_dir: str, facts: Facts, work: Work) -> None:
-        self._containers = f"{state_dir}/containers"
+    def __init__(self, facts: Facts, work: Work) -> None:
         self._facts = facts
         self._work = work
         self._watched: set[Run] = set()
@@ -110,15 +111,10 @@ class HealthChecks:
 
     def _check_of(self, run: Run) -> Check | None:
         try:
-            with open(f"{self._containers}/{run.container.id}/start.msgpack", "rb") as file:
-                data = file.read()
+            with open(f"{run.directory}/{_CONFIG}", "rb") as file:
+                return Check.of(HealthConfig.unpack(file.read()))
         except FileNotFoundError:
-            return None
-        # Nearly no container has a check, and reading all of a record takes a while.
-        if b"healthcheck" not in data:
-            return None
-        config = HostStart.unpack(data).record.config.healthcheck
-        return Check.of(config) if config is not None else None
+            return None  # Nearly no container has a check.
 
     async def _watch(self, run: Run, check: Check) -> None:
         try:

@@ -1,13 +1,15 @@
 """Restart policies: what follows an exit, and the file that a container's policy is kept in.
 
-`containers/<id>/policy.json` is written by the worker at a start by command (`name`, `max`,
-`count`, `stopped`, `run`) and from then on by the agent, which adds what it decided about the exit
-of a run: `decided` (that run), `next_ns` (when the next one starts; 0: it does not), `delay_ms`.
+`containers/<id>/policy.json` is written by the worker at a start by command, if the policy restarts
+(`name`, `max`, `count`, `stopped`, `run`), and from then on by the agent, which adds what it
+decided about the exit of a run: `decided` (that run), `next_ns` (when the next one starts; 0: it
+does not), `delay_ms`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,6 +125,16 @@ class Policies:
         except OSError as exc:
             # A full disk must not end the restarts; what is not kept is decided again.
             logger.error("cannot keep the restart policy of %s: %s", id_, exc)
+
+    def keep_start(self, id_: str, start: bytes) -> None:
+        """What a restart repeats, where the worker kept none: its policy restarted nothing."""
+        path = f"{self._containers}/{id_}/start.msgpack"
+        try:
+            with open(f"{path}.new", "wb") as file:
+                file.write(start)
+        except FileNotFoundError:
+            return  # It was removed meanwhile.
+        os.rename(f"{path}.new", path)
 
     def decide(self, id_: str, exited: ExitRecord, now_ns: int) -> Policy:
         """The policy with its decision about an exit, kept before anyone is told."""

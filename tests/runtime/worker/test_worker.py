@@ -92,7 +92,8 @@ async def test_commands_about_what_is_gone_are_answered_as_done(worker: Worker) 
 
 
 async def test_a_restart_repeats_the_last_start(worker: Worker) -> None:
-    record = worker.record("sh", "-c", "echo run; cat /file; echo x >> /file")
+    script = "echo run; cat /file; echo x >> /file"
+    record = worker.record("sh", "-c", script, host={"restart_policy": {"name": "always"}})
     await worker.run(record)
     await worker.exited(record.id)
     await worker.restart(record.id, 2)
@@ -104,7 +105,7 @@ async def test_a_restart_repeats_the_last_start(worker: Worker) -> None:
 
 
 async def test_a_restart_may_come_the_moment_the_last_run_ends(worker: Worker) -> None:
-    record = worker.record("true")
+    record = worker.record("true", host={"restart_policy": {"name": "always"}})
     await worker.run(record)
     for run in range(2, 12):
         await worker.exited(record.id, run - 1)

@@ -24,6 +24,7 @@ from mooring.kit.models.host import (
     ContainerSize,
     HostContainer,
     HostResize,
+    HostSize,
     HostTop,
     StatsSample,
     TopResult,
@@ -95,10 +96,12 @@ class ContainerRoutes:
 
     async def _size(self, record: ContainerRecord) -> dict[str, int]:
         engine = self._gateway.engine
+        image = engine.images.images.get(record.image_id.removeprefix("sha256:"))
+        layers = image.record.layers if image is not None else []
         with contextlib.suppress(EngineError):
             size = await engine.bus.request(
                 subjects.runtime(record.node, subjects.RUNTIME_SIZE),
-                HostContainer(id=record.id),
+                HostSize(id=record.id, image=sum(layer.size for layer in layers)),
                 ContainerSize,
                 timeout=_SIZE_TIMEOUT,
             )

@@ -128,10 +128,10 @@ def _network_mode(record: ContainerRecord) -> str:
 
 
 def inspect(
-    record: ContainerRecord, exec_ids: list[str], state_dir: str, version: tuple[int, int]
+    record: ContainerRecord, exec_ids: list[str], run_dir: str, version: tuple[int, int]
 ) -> dict[str, Any]:
-    """The whole of a container. state_dir is the host's, where its files are."""
-    directory = f"{state_dir}/containers/{record.id}"
+    """The whole of a container. run_dir is the host's, where the files of its runs are."""
+    directory = f"{run_dir}/shims/{record.id}.{record.run}"
     started = record.run > 0
     return {
         "Id": record.id,

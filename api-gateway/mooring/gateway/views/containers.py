@@ -39,11 +39,11 @@ class ContainerViews:
         mirror: Mirror[ContainerRecord],
         execs: Mirror[ExecRecord],
         images: ImageViews,
-        state_dir: Callable[[str], str],
+        run_dir: Callable[[str], str],
     ) -> None:
         self.mirror = mirror
         self._images = images
-        self._state_dir = state_dir
+        self._run_dir = run_dir
         self._execs: dict[str, set[str]] = {}
         self._by_name: dict[str, str] = {}
         self._names: dict[str, str] = {}
@@ -182,7 +182,7 @@ class ContainerViews:
             body = schema.inspect(
                 record,
                 sorted(self._execs.get(record.id, ())),
-                self._state_dir(record.node),
+                self._run_dir(record.node),
                 version,
             )
             reply = kept[shape] = Reply(200, dumps(body) + b"\n", JSON)

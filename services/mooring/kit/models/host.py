@@ -28,6 +28,7 @@ class NodeRecord(Model):
     cgroup_version: str = ""
     security_options: list[str] = []
     state_dir: str = ""
+    run_dir: str = ""
     warnings: list[str] = []
 
 
@@ -35,7 +36,7 @@ class NodeRecord(Model):
 
 
 class HostStart(Request):
-    """Start a run of a container. The worker keeps this command: restarts by policy repeat it."""
+    """Start a run of a container. Kept if its policy restarts: then that repeats it."""
 
     record: ContainerRecord
     image: ImageRecord
@@ -65,6 +66,13 @@ class HostContainer(Request):
 
 class HostRestart(HostContainer):
     """From the agent to the worker: start run `run` of a stored HostStart again."""
+
+
+class HostSize(HostContainer):
+    """How much a container has written."""
+
+    image: int = 0
+    """Bytes of the image's layers, to be added for size_root_fs."""
 
 
 class ContainerSize(Done):
@@ -118,6 +126,8 @@ class HostPolicy(HostContainer):
 
     policy: RestartPolicy | None = None
     stopped: bool = False
+    start: HostStart | None = None
+    """What to start, with a policy that restarts: only such a container's start is kept."""
 
 
 class StdinChunk(HostContainer):
