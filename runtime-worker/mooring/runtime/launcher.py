@@ -38,6 +38,7 @@ from mooring.shim.rehearsal import rehearse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 CONTROL = 3
@@ -55,15 +56,19 @@ _fork = _libc.fork
 
 def main(oci: Any = None) -> None:
     """Fork shims as the worker asks for them, until it closes its socket."""
+    start = None
     if oci is None:
         from mooring.runtime.oci import container
+        from mooring.runtime.oci.rehearsal import Rehearsal
 
-        oci = container
+        oci, start = container, Rehearsal
     set_name(b"mooring-launch")
     os.closerange(CONTROL + 1, 1 << 20)
     os.set_inheritable(CONTROL, False)
     control = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, CONTROL)
-    _warm_up()
+    _warm_up(start)
+    # What a rehearsal has left open; a real start ends with its process.
+    os.closerange(CONTROL + 1, 1 << 20)
     _be_nobodys()
     gc.collect()
     gc.freeze()
@@ -147,13 +152,13 @@ def _help(packet: bytes, worker: socket, shim_: socket, sleeper: epoll, oci: Any
         return warm.NOTHING_STARTED
 
 
-def _warm_up() -> None:
+def _warm_up(start: Callable[[str], Any] | None) -> None:
     """Use once what shims will use (see rehearsal.py); where that fails they only cost more."""
     for _ in range(12):
         _prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     for directory in ("/dev/shm", "/tmp"):
         try:
-            rehearse(directory, "mooring-launch-")
+            rehearse(directory, "mooring-launch-", start)
             return
         except Exception:
             continue

@@ -16,21 +16,26 @@ from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump, join, parse, split
 from .processes import Streams, open_input, record_streams
-from .record import arm_faults, remove_tree, start_time, write_record
+from .record import arm_faults, mark_executed, remove_tree, start_time, write_record
 from .shim import Shim
 from .stdio import Recorder
+from .warm import Start, answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _ROUNDS = 12
 """The interpreter specialises a function's code when it has run eight times."""
 
 
-def rehearse(parent: str, prefix: str) -> None:
+def rehearse(parent: str, prefix: str, start: Callable[[str], Any] | None = None) -> None:
     """Go through the motions in a new directory, and leave nothing: not even what those left who
-    were killed at it. Raises what went wrong."""
+    were killed at it. Raises what went wrong.
+
+    start: makes a runtime that only pretends, in a directory (mooring.runtime.oci.rehearsal).
+    """
     for name in os.listdir(parent):
         pid = name.removeprefix(prefix)
         if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
@@ -47,6 +52,10 @@ def rehearse(parent: str, prefix: str) -> None:
             _record(number)
             _talk()
             _live(number)
+        if start is not None:
+            runtime = start(f"{directory}/start")
+            for number in range(_ROUNDS):
+                _start(directory, number, runtime)
     finally:
         arm_faults(faults)
         os.chdir(before)
@@ -159,6 +168,45 @@ def _live(number: int) -> None:
         if not packet:
             break
     theirs.close()
+
+
+def _start(directory: str, number: int, runtime: Any) -> None:
+    """A whole start, with a runtime that executes nothing."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    sleeper = epoll(flags=EPOLL_CLOEXEC)
+    run = f"{directory}/{number}"
+    os.mkdir(run)
+    with open(f"{run}/config.json", "wb", 0) as file:
+        file.write(dump(runtime.configuration))
+    request: dict[str, Any] = {
+        "op": "start",
+        "id": "rehearsal",
+        "run": number,
+        "dir": run,
+        "bundle": run,
+        "log_dir": f"{run}/log",
+        "log_max_size": 1 << 20,
+        "log_max_files": 2,
+        "tty": False,
+        "stdin": number % 2 == 0,
+        "stdin_once": False,
+        "rootfs": runtime.rootfs,
+        "cgroup": runtime.cgroup,
+        "seccomp": None,
+        "agent_socket": f"{run}/shim.sock",
+        "console_size": None,
+        "timings": False,
+    }
+    start = Start(parse(dump(request)), runtime, theirs, sleeper, None)
+    answer(theirs, start.run())
+    mark_executed()
+    for _ in range(3):
+        for fd in receive_with(ours, 64 << 10)[1]:
+            os.close(fd)
+    start.forget()
+    for each in (ours, theirs, sleeper):
+        each.close()
+    os.chdir(directory)
 
 
 def _talk() -> None:

@@ -194,6 +194,17 @@ class Start:
             except OSError:
                 pass  # Its end wakes the shim; the next agent finds shim.sock.
 
+    def forget(self) -> None:
+        """Close what a helper leaves to its end."""
+        for fd in self._fds.values():
+            if fd != self._listener.fileno():
+                os.close(fd)
+        self._listener.close()
+        if self._agent is not None:
+            self._agent.close()
+        if self._log is not None:
+            self._log.close()
+
     def _undo(self, exit_code: int) -> None:
         """The program was not executed: as if this run had never been, but for its log."""
         for name in ("shim.json", "shim.sock"):

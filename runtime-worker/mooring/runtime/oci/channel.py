@@ -59,6 +59,10 @@ class Channel:
         """Close this end."""
         self._socket.close()
 
+    def end(self) -> None:
+        """Let the other side see the end of the stream, and receive on."""
+        self._socket.shutdown(_socket.SHUT_WR)
+
     def send(self, letter: bytes, value: Any = None, fds: Sequence[int] = ()) -> None:
         """Send one message; OSError (EPIPE) when the other side is gone."""
         if len(fds) > _MOST_DESCRIPTORS:

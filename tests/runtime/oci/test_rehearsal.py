@@ -1,0 +1,49 @@
+"""The rehearsal of a start: it must succeed, where it fails nobody is told, and change nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAM = """
+import os, signal, sys
+sys.path[:0] = {paths!r}
+from mooring.runtime.oci.rehearsal import Rehearsal
+from mooring.shim.rehearsal import rehearse
+
+def known():
+    spaces = [os.readlink(f"/proc/self/ns/{{name}}") for name in os.listdir("/proc/self/ns")]
+    status = open("/proc/self/status").read()
+    status = [line for line in status.splitlines() if line[:3] in ("Cap", "Sig", "Uid", "Uma")]
+    return [
+        spaces, status, os.getcwd(), os.readlink("/proc/self/root"), os.listdir("/sys/fs/cgroup"),
+        open("/proc/self/mountinfo").read(), open("/proc/self/cgroup").read(), sys.meta_path[:],
+        [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)], os.uname().nodename,
+    ]
+
+before = known()
+rehearse({directory!r}, "rehearsed-", Rehearsal)
+after = known()
+assert after == before, (before, after)
+"""
+
+
+@pytest.mark.kernel
+def test_a_rehearsed_start_leaves_its_process_and_the_host_as_they_were() -> None:
+    directory = f"/dev/shm/rehearsal-test-{os.getpid()}"
+    os.mkdir(directory)
+    paths = [str(ROOT / "runtime-worker"), str(ROOT / "shim-agent")]
+    program = PROGRAM.format(paths=paths, directory=directory)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert os.listdir(directory) == []
+    finally:
+        os.rmdir(directory)
