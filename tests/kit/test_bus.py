@@ -274,7 +274,9 @@ async def test_facts_are_handled_until_a_handler_succeeds(bus: Bus) -> None:
             raise NotFound("not yet")
         done.set()
 
-    await bus.consume(subjects.FACTS_STREAM, "lifecycle", handle, group="lifecycle")
+    await bus.consume(
+        subjects.FACTS_STREAM, "lifecycle", handle, subject=subjects.FACTS, group="lifecycle"
+    )
     await bus.publish_durable(subjects.fact("n1", "node"), Record(name="x"), msg_id="f1")
     await done.wait()
     assert attempts == ["mooring.facts.n1.node"] * 2
@@ -295,7 +297,9 @@ async def test_facts_published_before_anyone_consumes_are_kept(bus: Bus, nats: N
         if len(values) == 5:
             done.set()
 
-    await bus.consume(subjects.FACTS_STREAM, "lifecycle", handle, group="lifecycle")
+    await bus.consume(
+        subjects.FACTS_STREAM, "lifecycle", handle, subject=subjects.FACTS, group="lifecycle"
+    )
     await done.wait()
 
 
@@ -311,10 +315,14 @@ async def test_facts_of_a_consumer_that_died_go_to_another(bus: Bus, settings: S
         done.set()
 
     async with Bus.connect(settings, "dies") as dying:
-        await dying.consume(subjects.FACTS_STREAM, "lifecycle", hold, group="lifecycle")
+        await dying.consume(
+            subjects.FACTS_STREAM, "lifecycle", hold, subject=subjects.FACTS, group="lifecycle"
+        )
         await bus.publish_durable(subjects.fact("n1", "node"), Record(name="x"), msg_id="f")
         await held.wait()
-    await bus.consume(subjects.FACTS_STREAM, "lifecycle", handle, group="lifecycle")
+    await bus.consume(
+        subjects.FACTS_STREAM, "lifecycle", handle, subject=subjects.FACTS, group="lifecycle"
+    )
     await done.wait()
 
 

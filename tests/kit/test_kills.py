@@ -57,7 +57,9 @@ async def test_nothing_acknowledged_is_lost_when_nats_is_killed_again_and_again(
         return value
 
     async with Bus.connect(settings, "other") as other:
-        await other.consume(subjects.FACTS_STREAM, "lifecycle", handle, group="g")
+        await other.consume(
+            subjects.FACTS_STREAM, "lifecycle", handle, subject=subjects.FACTS, group="g"
+        )
         following = asyncio.ensure_future(follow())
         writing = [asyncio.ensure_future(write(number)) for number in range(WRITERS)]
         for _ in range(KILLS):

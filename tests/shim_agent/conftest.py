@@ -50,7 +50,9 @@ class Facts:
 async def facts(bus: Bus) -> Facts:
     """Whatever is told from now on."""
     received = Facts()
-    await bus.consume(subjects.FACTS_STREAM, "test", received.receive, group="test")
+    await bus.consume(
+        subjects.FACTS_STREAM, "test", received.receive, subject=subjects.FACTS, group="test"
+    )
     return received
 
 

@@ -69,7 +69,9 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
         bus.serve(subjects.IMAGE_TAG, TagImage, images.tag, group=group),
         bus.serve(subjects.IMAGE_REMOVE, RemoveImage, images.remove, group=group),
     )
-    await bus.consume(subjects.FACTS_STREAM, "lifecycle", facts.handle, group=group)
+    await bus.consume(
+        subjects.FACTS_STREAM, "lifecycle", facts.handle, subject=subjects.FACTS, group=group
+    )
     return Reconciler(engine, endings, running, execs, images)
 
 

@@ -19,7 +19,7 @@ from . import subjects
 from .config import Settings
 from .consumers import Consumer, follow
 from .errors import Unavailable
-from .jetstream import ApiError, JetStream, Message
+from .jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Message
 from .models.base import Model, Request
 from .nats_client import NatsClient, Subscription
 from .nats_protocol import Disconnected, Msg, NoResponders, encode_headers
@@ -254,12 +254,13 @@ class Bus:
             {
                 **common,
                 "name": subjects.FACTS_STREAM,
-                "subjects": [subjects.FACTS],
+                "subjects": [subjects.FACTS, subjects.FACTS_PIN],
                 "retention": "workqueue",
                 "discard": "new",
                 "max_bytes": 1 << 30,
             }
         )
+        await self._pin(subjects.FACTS_PIN)
         await self.jetstream.ensure_stream(
             {
                 **common,
@@ -271,6 +272,18 @@ class Bus:
                 "max_age": self.settings.events_max_age * 1_000_000_000,
             }
         )
+
+    async def _pin(self, subject: str) -> None:
+        """Keep one message in a work queue for ever.
+
+        Whenever one is empty, the server deletes its file and makes a new one for the next message.
+        """
+        header = encode_headers({"Nats-Expected-Last-Subject-Sequence": "0"})
+        try:
+            await self.jetstream.publish(subject, b"", header=header)
+        except ApiError as exc:
+            if exc.code != WRONG_LAST_SEQUENCE:
+                raise
 
     async def _settle(self) -> None:
         with contextlib.suppress(Disconnected, TimeoutError):

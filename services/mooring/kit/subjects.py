@@ -29,6 +29,8 @@ IMAGE_REMOVE = "mooring.lifecycle.image.remove"
 # --- JetStream ---
 FACTS_STREAM = "facts"
 FACTS = "mooring.facts.>"
+FACTS_PIN = "mooring.pin.facts"
+"""In the stream of facts, and no fact: see Bus.ensure_streams."""
 EVENTS_STREAM = "events"
 EVENTS = "mooring.events.>"
 
