@@ -87,7 +87,6 @@ class FakeHost:
             (subjects.agent(self.node, subjects.AGENT_PAUSE), HostContainer, self.pause),
             (subjects.agent(self.node, subjects.AGENT_UNPAUSE), HostContainer, self.unpause),
             (subjects.agent(self.node, subjects.AGENT_EXEC_START), HostExec, self.exec),
-            (subjects.agent(self.node, subjects.AGENT_FORGET), HostContainer, self.forget),
             (subjects.agent(self.node, subjects.AGENT_REPORT), Request, self.report),
         ]
         for subject, request_type, handler in handlers:
@@ -187,10 +186,6 @@ class FakeHost:
             return ExecStarted(error='exec: "missing": executable file not found', exit_code=127)
         self._pid += 1
         return self.execs.setdefault(request.exec_id, ExecStarted(pid=self._pid))
-
-    async def forget(self, request: HostContainer) -> Done:
-        """Nothing to forget."""
-        return Done()
 
     async def report(self, request: Request) -> Report:
         """What there is."""

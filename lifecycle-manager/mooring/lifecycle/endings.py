@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _READERS_GRACE = 1.0
 """Seconds that the log of a container that removes itself is kept for those who read it."""
+_REMOVAL_GRACE = 0.1
+"""Seconds that what a run held is kept for a removal, if nobody can be waiting for it."""
 _AT_ONCE = 8
 """How many removed containers are cleared away at the same time in the background."""
 _KILL_ROUNDS = 3
@@ -52,9 +54,16 @@ class Endings:
         engine.tasks.spawn(self._release(record), f"release {key[:12]}")
 
     async def _release(self, record: ContainerRecord) -> None:
-        """Give back at once what a run held, and later the files of what is removed with it."""
+        """Give back what a run held, and later the files of what is removed with it."""
+        removed = record.state is State.REMOVED
+        if not removed and not _holds_ports(record):
+            # Whoever waited for the end often removes it at once, and that gives back everything.
+            await asyncio.sleep(_REMOVAL_GRACE)
+            row = self._engine.containers.get(record.id)
+            if row is None or row.record.state is State.REMOVED:
+                return
         await self.release(record)
-        if record.state is State.REMOVED and record.owner == self._engine.owner:
+        if removed and record.owner == self._engine.owner:
             await asyncio.sleep(_READERS_GRACE)
             await self.clear(record)
 
@@ -138,8 +147,6 @@ class Endings:
             for exec_id in list(engine.execs_of.get(record.id, {})):
                 await engine.execs.delete(exec_id)
                 engine.events.forget(exec_id)
-            with contextlib.suppress(NotFound, Unavailable):
-                await engine.hosts.forget(record.node, record.id)
             self._cleared.add(record.id)
             self._released.pop(record.id, None)
         faults.point("lifecycle.remove.cleared")
@@ -175,6 +182,12 @@ class Endings:
         request = HostStop(id=record.id, signal=SIGKILL, timeout=1)
         with contextlib.suppress(NotFound, Conflict):
             await self._engine.hosts.stop(record.node, request)
+
+
+def _holds_ports(record: ContainerRecord) -> bool:
+    """Whether the run held ports of the host, which another container may be waiting for."""
+    host = record.host_config
+    return bool(host.port_bindings) or host.publish_all_ports
 
 
 def exit_of(truth: RunTruth) -> Exit:

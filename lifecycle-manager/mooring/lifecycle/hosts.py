@@ -26,8 +26,6 @@ STOP_EXTRA = 15.0
 """Seconds beyond the container's own time until a stop counts as not answered."""
 FOR_EVER = 365 * 86400.0
 KILL_TIMEOUT = 12.0
-FORGET_TIMEOUT = 2.0
-"""Seconds; an agent that is away has nothing to forget."""
 
 
 class Requester(Protocol):
@@ -72,13 +70,6 @@ class Hosts:
         """Start a further process."""
         subject = subjects.agent(node, subjects.AGENT_EXEC_START)
         return await self._bus.request(subject, request, ExecStarted)
-
-    async def forget(self, node: str, container_id: str) -> None:
-        """The container is removed: its policy and its streams end."""
-        subject = subjects.agent(node, subjects.AGENT_FORGET)
-        await self._bus.request(
-            subject, HostContainer(id=container_id), Done, timeout=FORGET_TIMEOUT
-        )
 
     async def release(self, node: str, container_id: str, run: int) -> None:
         """A run has ended and that is recorded: its network and run directory may go."""

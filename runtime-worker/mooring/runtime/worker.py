@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
-from mooring.kit.models.base import Request
+from mooring.kit.models.base import Done, Request
 from mooring.kit.models.container import HostConfig
 from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostStart, NodeRecord
 from mooring.kit.process import Service
@@ -130,7 +130,14 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
     async def describe(_: Request) -> NodeRecord:
         return node.describe(settings)
 
-    await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, containers.remove)
+    async def remove(request: HostContainer) -> Done:
+        done = await containers.remove(request)
+        # Sent together with the answer. An agent that is away looks by itself when it is back.
+        told = subjects.agent(settings.node_id, subjects.AGENT_FORGET)
+        await bus.publish(told, HostContainer(id=request.id))
+        return done
+
+    await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, remove)
     await bus.serve(subject(subjects.RUNTIME_RELEASE), HostContainer, containers.release)
     await bus.serve(subject(subjects.RUNTIME_SIZE), HostSize, containers.size)
     await bus.serve(subject(subjects.RUNTIME_NODE), Request, describe)

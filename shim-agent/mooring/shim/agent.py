@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 
 from mooring.kit import subjects
@@ -47,6 +48,8 @@ class Agent:
         state, run = str(settings.state_dir), str(settings.run_dir)
         self._node = settings.node_id
         self._bus = bus
+        self._work = work
+        self._removed = f"{run}/removed"
         self.containers = Containers()
         policies = Policies(f"{state}/containers")
         facts = Facts(bus, settings.node_id)
@@ -68,10 +71,18 @@ class Agent:
         await self._serve()
         await self._truth.resume()
         self._exits.restarts_known.set()
+        self._bus.client.on_reconnect.append(self._forget_removed)
 
     def close(self) -> None:
         """Let go of all shims."""
         self.shims.close()
+
+    def _forget_removed(self) -> None:
+        """What the worker may have said while there was no connection."""
+        for container in self.containers:
+            if os.path.exists(f"{self._removed}/{container.id}"):
+                request = HostContainer(id=container.id)
+                self._work.start(self._commands.forget(request), name=f"forget {container.id}")
 
     async def _serve(self) -> None:
         commands = self._commands
