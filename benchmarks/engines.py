@@ -197,6 +197,7 @@ def dockerd(folder: Path) -> Iterator[Engine]:
     if binary is None:
         raise SystemExit("no dockerd on this machine: apt-get install docker.io")
     folder.mkdir()
+    tables, had_bridge = _tables(), Path("/sys/class/net/docker0").exists()
     socket = f"{folder}/docker.sock"
     command = [
         binary, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
@@ -222,9 +223,18 @@ def dockerd(folder: Path) -> Iterator[Engine]:
         finally:
             child.terminate()
             child.wait(60)
-            _clean_dockerd()
+            _clean_dockerd(tables, had_bridge)
 
 
-def _clean_dockerd() -> None:
-    """What dockerd leaves in the kernel; only if it was not there before is it ours to remove."""
-    subprocess.run(["ip", "link", "del", "docker0"], capture_output=True, check=False)
+def _tables() -> set[str]:
+    """The nftables tables of this host, as `family name`."""
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+    return {line.removeprefix("table ") for line in listed.stdout.splitlines()}
+
+
+def _clean_dockerd(before: set[str], had_bridge: bool) -> None:
+    """What dockerd leaves in the kernel, as far as it was not there before it."""
+    if not had_bridge:
+        subprocess.run(["ip", "link", "del", "docker0"], capture_output=True, check=False)
+    for table in _tables() - before:
+        subprocess.run(["nft", "delete", "table", *table.split()], check=False)
