@@ -19,10 +19,11 @@ from mooring.shim.rehearsal import rehearse
 def known():
     spaces = [os.readlink(f"/proc/self/ns/{{name}}") for name in os.listdir("/proc/self/ns")]
     status = open("/proc/self/status").read()
-    status = [line for line in status.splitlines() if line[:3] in ("Cap", "Sig", "Uid", "Uma")]
+    status = [line for line in status.splitlines() if line[:5] in ("CapPr", "CapIn", "SigIg")]
+    mounts = [line for line in open("/proc/self/mountinfo") if {directory!r} in line]
     return [
         spaces, status, os.getcwd(), os.readlink("/proc/self/root"), os.listdir("/sys/fs/cgroup"),
-        open("/proc/self/mountinfo").read(), open("/proc/self/cgroup").read(), sys.meta_path[:],
+        mounts, open("/proc/self/cgroup").read(), sys.meta_path[:],
         [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)], os.uname().nodename,
     ]
 

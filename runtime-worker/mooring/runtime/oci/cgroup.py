@@ -169,11 +169,16 @@ class Cgroup:
     def _remove_empty_parents(self) -> None:
         depth = self.path.count("/") - 1
         for directory in self.directories():
-            for _ in range(depth):
+            for level in range(depth):
                 directory = directory.rpartition("/")[0]
                 try:
                     os.rmdir(directory)
+                except FileNotFoundError:
+                    break
                 except OSError:
+                    if not level:
+                        # Siblings are in every hierarchy; the last of them looks at all of them.
+                        return
                     break
 
     def _refused(self, what: str, cause: OSError) -> OciError:

@@ -74,15 +74,24 @@ def forbid_imports() -> None:
     sys.meta_path.clear()
 
 
-def main(channel: Channel, cgroup: Cgroup | None, keep: int, staged: bool) -> None:
+def main(
+    channel: Channel,
+    cgroup: Cgroup | None,
+    keep: int,
+    staged: bool,
+    device_rules: list[dict[str, Any]] | None = None,
+) -> None:
     """Enter the cgroup, wait for the job and do it; returns only if the caller gave up.
 
     keep: how many descriptors after stderr to leave open. staged: make ahead of the job what
-    most containers have.
+    most containers have. device_rules: make the cgroup first, with these.
     """
     channel.move(3 + keep)
     close_range(channel.fileno() + 1)
     if cgroup is not None:
+        if device_rules is not None:
+            cgroup.create()
+            cgroup.apply({"devices": device_rules})
         cgroup.enter()
     detach_from_host()
     stage = Stage(cgroup) if staged else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from _signal import SIG_DFL, getsignal  # type: ignore[import-not-found]
 
 # PyDLL keeps the interpreter's lock: clone3 returns twice, and nobody may run in between.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -213,8 +214,9 @@ def set_rlimit(resource: int, soft: int, hard: int) -> None:
 def default_signals() -> None:
     """Every disposition to its default, nothing blocked: an ignored signal survives execve."""
     for number in range(1, 65):
-        # 32 and 33 belong to libc, which refuses them.
-        if number not in (9, 19, 32, 33):
+        # 32 and 33 belong to libc, which refuses them. The interpreter knows of every other one
+        # whether it was inherited, or has been set, as something else.
+        if number not in (9, 19, 32, 33) and getsignal(number) != SIG_DFL:
             _libc.signal(number, None)
     nothing = ctypes.create_string_buffer(128)
     _libc.sigprocmask(2, nothing, None)

@@ -75,10 +75,9 @@ def prepare(cgroup_path: str | None) -> Stub:
     cgroup = None
     rules = None
     if cgroup_path and cgroups.version() == 1:
+        # The child makes it: what this process touches before it forks, it has to copy twice.
         cgroup = cgroups.attach(cgroup_path)
-        cgroup.create()
         rules = template.DEVICE_RULES
-        cgroup.apply({"devices": rules})
     return fork(_PREPARED, cgroup, rules, ahead=True)
 
 
@@ -91,7 +90,8 @@ def fork(
     born_in: Cgroup | None = None,
     keep: int = 0,
 ) -> Stub:
-    """Fork it. cgroup: the child enters it (v1); born_in: it is born there (v2)."""
+    """Fork it. cgroup: the child enters it (v1), and makes it before with `device_rules`;
+    born_in: it is born there (v2)."""
     ours, theirs = pair()
     directory = -1
     try:
@@ -99,7 +99,7 @@ def fork(
             directory = os.open(born_in.directories()[0], os.O_PATH | os.O_CLOEXEC)
         pid, pidfd = clone3(flags, directory)
         if pid == 0:
-            become_child(theirs, lambda channel: main(channel, cgroup, keep, ahead))
+            become_child(theirs, lambda channel: main(channel, cgroup, keep, ahead, device_rules))
     except OSError as error:
         ours.close()
         if cgroup is not None:
