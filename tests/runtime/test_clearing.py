@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mooring.kit.config import Settings, load
-from mooring.runtime import trash
+from mooring.runtime import sharedshm, trash
 from mooring.runtime.layout import Layout
 from mooring.runtime.locks import KeyedLocks
 from mooring.runtime.reaper import Reaper
@@ -175,7 +175,7 @@ def test_the_last_released_run_is_remembered(reaper: Reaper) -> None:
     assert reaper.last_released(ID) == 3
 
 
-def test_trash_is_emptied_however_deep_it_is(tmp_path: Path) -> None:
+async def test_trash_is_emptied_however_deep_it_is(tmp_path: Path) -> None:
     (tmp_path / "trash").mkdir()
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -190,6 +190,26 @@ def test_trash_is_emptied_however_deep_it_is(tmp_path: Path) -> None:
     os.close(descriptor)
     assert trash.discard(str(victim), str(tmp_path / "trash"))
     assert not trash.discard(str(victim), str(tmp_path / "trash"))
-    trash.empty(str(tmp_path / "trash"))
+    await trash.Emptier(str(tmp_path / "trash")).empty()
     assert os.listdir(tmp_path / "trash") == []
     assert Path("/etc/passwd").exists()
+
+
+async def test_what_cannot_be_deleted_holds_nothing_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trashes = [tmp_path / "one", tmp_path / "two"]
+    for directory in trashes:
+        (directory / "x" / "y").mkdir(parents=True)
+    mounted = trashes[0] / "x" / "y"
+    sharedshm.share(str(mounted), 4096)
+    emptier = trash.Emptier(*map(str, trashes))
+    try:
+        await emptier.empty()
+    finally:
+        sharedshm.unshare(str(mounted))
+    assert os.listdir(trashes[1]) == []
+    assert "not all of the trash can be deleted" in caplog.text
+    emptier.soon()
+    await emptier.close()
+    assert os.listdir(trashes[0]) == []

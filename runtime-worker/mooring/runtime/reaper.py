@@ -53,7 +53,7 @@ class Reaper:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reaper")
         self._finishing: dict[tuple[str, int], float] = {}
         self._wake = asyncio.Event()
-        self._emptying = False
+        self._emptier = trash.Emptier(layout.run_trash, layout.trash)
 
     # --- used by commands ---
 
@@ -87,7 +87,7 @@ class Reaper:
     def discard(self, directory: str) -> None:
         """Have a directory of the state directory deleted in the background."""
         if trash.discard(directory, self._layout.trash):
-            self._empty()
+            self._emptier.soon()
 
     def mark_removed(self, id_: str) -> None:
         """From now on a start of this container is one that comes too late."""
@@ -167,7 +167,7 @@ class Reaper:
             if id_ not in kept:
                 self.unshare(id_)
         await self.in_thread(self._remove_cgroups, kept)
-        self._empty()
+        self._emptier.soon()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -191,7 +191,8 @@ class Reaper:
                 self._look_around()
 
     async def close(self) -> None:
-        """Let what is being deleted be deleted."""
+        """Delete what is discarded."""
+        await self._emptier.close()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
     async def _try_finish(self, id_: str, run: int) -> None:
@@ -206,7 +207,7 @@ class Reaper:
         trash.discard(found.directory, self._layout.run_trash)
         if not self._runs.live(id_):
             await self.remove_cgroup(found.cgroup)
-        self._empty()
+        self._emptier.soon()
 
     def _may_go(self, run: Run, waited: float) -> bool:
         if run.stage is Stage.LIVE or run.shim_alive:
@@ -240,19 +241,6 @@ class Reaper:
         self._networks.detach(f"{run.id}.{run.run}")
         self.note_released(run.id, run.run)
         self.finish(run)
-
-    def _empty(self) -> None:
-        if not self._emptying:
-            self._emptying = True
-            self._thread.submit(self._empty_in_thread)
-
-    def _empty_in_thread(self) -> None:
-        self._emptying = False
-        for directory in (self._layout.run_trash, self._layout.trash):
-            try:
-                trash.empty(directory)
-            except OSError as exc:
-                logger.warning("cannot empty %s: %s", directory, exc)
 
     def _remove_cgroups(self, kept: set[str]) -> None:
         """The cgroups below ours that belong to no run: of warm shims and of ended containers."""

@@ -1,15 +1,22 @@
-"""Deleting directories of ours, whatever a container has made of them."""
+"""Deleting directories of ours, whatever a container has made of them.
+
+rm(1) does it, for all that has come together: a thread that deletes would wait for the interpreter
+after each of its system calls, and have this process wait for it. No depth is too much for rm.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
 
 logger = logging.getLogger(__name__)
 
-DEEP = 100
-"""Levels after which a subtree is moved to the top: no path and no stack gets too long."""
+BATCH = 0.25
+"""Seconds that what is discarded waits for more."""
+MOST = 1000
+"""Names given to one rm: the kernel takes 2 MB of arguments at least."""
 
 _numbers = itertools.count(1)
 
@@ -24,46 +31,69 @@ def discard(path: str, trash: str) -> bool:
     return True
 
 
-def empty(trash: str) -> None:
-    """Delete all that is in the trash now; what can't be deleted is logged and left."""
-    left: set[str] = set()
-    while names := [name for name in os.listdir(trash) if name not in left]:
-        descriptor = os.open(trash, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+class Emptier:
+    """Deletes what is in trash directories, soon after it was told that there is something."""
+
+    def __init__(self, *directories: str) -> None:
+        self._directories = directories
+        self._timer: asyncio.TimerHandle | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    def soon(self) -> None:
+        """There is something to delete."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(BATCH, self._begin)
+
+    async def close(self) -> None:
+        """Delete what there is now, and end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._working is not None:
+            await self._working
+        await self.empty()
+
+    async def empty(self) -> None:
+        """Delete what there is now; what can't be deleted is logged and left."""
+        for directory in self._directories:
+            names = [f"{directory}/{name}" for name in os.listdir(directory)]
+            for start in range(0, len(names), MOST):
+                await _remove(names[start : start + MOST])
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._working is not None and not self._working.done():
+            self.soon()
+        else:
+            self._working = asyncio.create_task(self._work(), name="trash")
+
+    async def _work(self) -> None:
         try:
-            for name in names:
-                try:
-                    _delete(descriptor, name, descriptor, 0)
-                except FileNotFoundError:
-                    pass  # Somebody else deletes here too.
-                except OSError as exc:
-                    logger.warning("cannot delete %s/%s: %s", trash, name, exc)
-                    left.add(name)
-        finally:
-            os.close(descriptor)
+            await self.empty()
+        except OSError as exc:
+            logger.warning("cannot empty the trash: %s", exc)
 
 
-def _delete(parent: int, name: str, top: int, depth: int) -> None:
+async def _remove(names: list[str]) -> None:
+    pid = _spawn(names)
+    descriptor = os.pidfd_open(pid)
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(descriptor, _reap, pid, ended)
     try:
-        os.unlink(name, dir_fd=parent)
-        return
-    except FileNotFoundError:
-        return
-    except IsADirectoryError:
-        pass
-    try:
-        # Most directories of a container are empty by then, or hold a few files.
-        os.rmdir(name, dir_fd=parent)
-        return
-    except OSError:
-        pass
-    if depth >= DEEP:
-        os.rename(name, f"deep.{os.getpid()}.{next(_numbers)}", src_dir_fd=parent, dst_dir_fd=top)
-        return
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=parent)
-    try:
-        for entry in os.listdir(descriptor):
-            _delete(descriptor, entry, top, depth + 1)
+        # What it was told to delete it deletes, also when nobody waits any more.
+        if await ended:
+            logger.warning("not all of the trash can be deleted (rm's words are above)")
     finally:
+        loop.remove_reader(descriptor)
         os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)
+
+
+def _spawn(names: list[str]) -> int:
+    # Not by fork: copying the tables of this process's memory would cost more than all of it.
+    return os.posix_spawnp("rm", ["rm", "-rf", "--", *names], os.environ)
+
+
+def _reap(pid: int, ended: asyncio.Future[int]) -> None:
+    if not ended.done():
+        _, status = os.waitpid(pid, 0)
+        ended.set_result(status)
