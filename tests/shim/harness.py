@@ -86,7 +86,6 @@ class Container:
             "tty": False,
             "stdin": False,
             "stdin_once": False,
-            "stdin_open": False,
             "rootfs": None,
             "cgroup": "/c",
             "seccomp": None,

@@ -287,7 +287,6 @@ class Containers:
             "tty": config.tty,
             "stdin": config.open_stdin,
             "stdin_once": config.stdin_once,
-            "stdin_open": config.open_stdin,
             "rootfs": {
                 "lowers": overlay.lowers,
                 "upper": str(overlay.upper),

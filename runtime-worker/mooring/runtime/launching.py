@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib.util
 import json
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 from mooring.kit import faults
 from mooring.kit.errors import EngineError, Unavailable
 
+from .oci import interpreter
 from .runs import start_time
 
 logger = logging.getLogger(__name__)
@@ -105,9 +107,14 @@ def spawn(code: str, environment: dict[str, str]) -> tuple[int, socket.socket]:
     """Run Python code (standard library and our two packages only) with a socket as fd 3."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     program = f"import sys; sys.path[:0]={source_roots()!r}; {code}"
+    # Read-only, as a container could else come to write to it; the same pages of memory.
+    mount = interpreter.read_only(sys.executable)
+    descriptor = -1
     try:
+        # The child's 3 is the socket by the time it is executed.
+        descriptor = fcntl.fcntl(mount, fcntl.F_DUPFD_CLOEXEC, 4)
         pid = os.posix_spawn(
-            sys.executable,
+            f"/proc/self/fd/{descriptor}",
             [sys.executable, "-I", "-S", "-c", program],
             environment,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
@@ -118,6 +125,9 @@ def spawn(code: str, environment: dict[str, str]) -> tuple[int, socket.socket]:
         raise
     finally:
         theirs.close()
+        os.close(mount)
+        if descriptor >= 0:
+            os.close(descriptor)
     ours.setblocking(False)
     return pid, ours
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from .frames import segment_name, segments
@@ -17,7 +18,7 @@ class PinnedLog:
         """Where the log ends for good."""
         self._descriptors: list[tuple[int, int]] = []
         bases = segments(directory)
-        for base, following in zip(bases, [*bases[1:], None], strict=True):
+        for base, following in itertools.zip_longest(bases, bases[1:]):
             if base >= end or (following is not None and following <= offset):
                 continue
             try:
