@@ -43,6 +43,8 @@ _GRACE = SECOND
 """A transition younger than this is surely being carried out."""
 _LOST_AFTER = 10.0
 """Seconds that an exit which the host knows nothing of may still be on its way as a fact."""
+_PAUSED_AFTER = 5.0
+"""Seconds until a command whose replica has died has surely come again, and is recorded by it."""
 _CLEARING = 5 * SECOND
 """How long the replica that removed a container may take to clear away what it left."""
 _EXEC_GRACE = 10 * SECOND
@@ -236,7 +238,7 @@ class Reconciler:
         seen = self._suspects.get(row.key)
         if seen is None or (seen.revision, seen.action) != (row.revision, action):
             suspects[row.key] = Suspect(row.revision, action, time.monotonic())
-        elif action is Action.LOST and time.monotonic() - seen.since < _LOST_AFTER:
+        elif time.monotonic() - seen.since < _patience(action):
             suspects[row.key] = seen
         else:
             logger.info("container %s: the host says otherwise: %s", row.key[:12], action)
@@ -268,6 +270,16 @@ class Reconciler:
             case Action.KILL, RunTruth():
                 stop = HostStop(id=key, run=truth.run, signal=states.SIGKILL, timeout=1)
                 await engine.hosts.stop(record.node, stop)
+
+
+def _patience(action: Action) -> float:
+    """Seconds that a difference must have lasted."""
+    match action:
+        case Action.LOST:
+            return _LOST_AFTER
+        case Action.PAUSED | Action.UNPAUSED:
+            return _PAUSED_AFTER
+    return 0.0
 
 
 def _is_transition(record: ContainerRecord) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from mooring.kit.errors import EngineError, StaleRevision
@@ -78,6 +78,8 @@ class Table(Generic[R]):
         self._prepare = prepare
         self._written = written
         self._rows: dict[str, Row[R]] = {}
+        self._writing: dict[str, list[Entry[R] | None]] = {}
+        """The keys that are being written here, and how the watched copy saw them change since."""
         self._watchers: list[Watcher[R]] = []
         self._waiting: dict[str, list[tuple[Callable[[R | None], bool], asyncio.Future[None]]]]
         self._waiting = {}
@@ -141,11 +143,11 @@ class Table(Generic[R]):
 
     async def create(self, key: str, record: R) -> Row[R]:
         """Write a record that is not there yet; Conflict if it is."""
-        return self._wrote(key, record, await self._bucket.create(key, record))
+        return await self._write(key, record, self._bucket.create(key, record))
 
     async def put(self, key: str, record: R) -> Row[R]:
         """Write a record, whatever was there."""
-        return self._wrote(key, record, await self._bucket.put(key, record))
+        return await self._write(key, record, self._bucket.put(key, record))
 
     async def delete(self, key: str, revision: int | None = None) -> int:
         """Delete a key (if it is still at `revision`); StaleRevision."""
@@ -178,22 +180,44 @@ class Table(Generic[R]):
             if self._prepare is not None:
                 record = self._prepare(record)
             try:
-                return self._wrote(
-                    key, record, await self._bucket.update(key, record, row.revision)
+                return await self._write(
+                    key, record, self._bucket.update(key, record, row.revision)
                 )
             except StaleRevision:
                 row, proved = await self.fetch(key), True
 
     # --- keeping up ---
 
-    def _wrote(self, key: str, record: R, revision: int) -> Row[R]:
-        row = Row(key, record, revision)
-        self._accept(row)
+    async def _write(self, key: str, record: R, write: Awaitable[int]) -> Row[R]:
+        # The watched copy usually has our own write before we know that it succeeded: what comes
+        # meanwhile is looked at afterwards, when it need not even be decoded.
+        changes = self._writing.setdefault(key, [])
+        row: Row[R] | None = None
+        own: Row[R] | None = None
+        try:
+            row = own = Row(key, record, await write)
+        finally:
+            if self._writing.get(key) is changes:
+                del self._writing[key]
+                for change in changes:
+                    if own is not None and change is not None and change.revision >= own.revision:
+                        self._accept(own)
+                        own = None
+                    self._follow(key, change)
+        if own is not None:
+            self._accept(own)
         if self._written is not None:
             self._written(record)
         return row
 
     def _on_change(self, key: str, old: Entry[R] | None, new: Entry[R] | None) -> None:
+        writing = self._writing.get(key)
+        if writing is not None:
+            writing.append(new)
+        else:
+            self._follow(key, new)
+
+    def _follow(self, key: str, new: Entry[R] | None) -> None:
         if new is None:
             self._drop(key)
             return
