@@ -21,6 +21,8 @@ from .layout import Layout
 from .overlay import Overlay
 from .sandbox import Sandbox
 
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+"""Made once: json.dumps makes an encoder for every call that is not the default one."""
 HEALTHCHECK = "healthcheck.msgpack"
 """In the run directory, for the agent: the HealthConfig of a container that has one."""
 
@@ -188,7 +190,7 @@ class Bundles:
 
 def dumps(value: Mapping[str, Any]) -> bytes:
     """JSON without blanks."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def write(path: str, data: bytes) -> None:

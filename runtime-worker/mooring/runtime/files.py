@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
 
@@ -90,6 +91,7 @@ def has_only_loopback(host_text: str) -> bool:
     return bool(servers) and all(map(_is_loopback, servers))
 
 
+@functools.lru_cache(maxsize=64)
 def _is_loopback(server: str) -> bool:
     try:
         return ipaddress.ip_address(server.partition("%")[0]).is_loopback
