@@ -318,3 +318,21 @@ async def test_prune_removes_what_is_stopped(client: Client, lifecycle: Replica)
     assert pruned.deleted == [stopped]
     assert pruned.space_reclaimed == 4096
     assert (await client.events(5))[4].attributes == {"reclaimed": "4096"}
+
+
+async def test_a_removal_right_after_the_exit_is_its_release_too(
+    client: Client, host: FakeHost
+) -> None:
+    container = await client.create("web")
+    await client.start("web")
+    await client.stop("web")
+    await client.remove("web")
+    assert container in host.removed
+
+    other = await client.create("other")
+    await client.start("other")
+    await client.stop("other")
+    async with asyncio.timeout(10):
+        while (other, 1) not in host.released:
+            await asyncio.sleep(0.01)
+    assert (container, 1) not in host.released

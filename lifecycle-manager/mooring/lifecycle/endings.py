@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _READERS_GRACE = 1.0
 """Seconds that the log of a container that removes itself is kept for those who read it."""
 _REMOVAL_GRACE = 0.1
-"""Seconds that what a run held is kept for a removal, if nobody can be waiting for it."""
+"""Seconds that what a run held is kept for a removal: an address, a cgroup, a directory."""
 _AT_ONCE = 8
 """How many removed containers are cleared away at the same time in the background."""
 _KILL_ROUNDS = 3
@@ -56,7 +56,7 @@ class Endings:
     async def _release(self, record: ContainerRecord) -> None:
         """Give back what a run held, and later the files of what is removed with it."""
         removed = record.state is State.REMOVED
-        if not removed and not _holds_ports(record):
+        if not removed:
             # Whoever waited for the end often removes it at once, and that gives back everything.
             await asyncio.sleep(_REMOVAL_GRACE)
             row = self._engine.containers.get(record.id)
@@ -182,12 +182,6 @@ class Endings:
         request = HostStop(id=record.id, signal=SIGKILL, timeout=1)
         with contextlib.suppress(NotFound, Conflict):
             await self._engine.hosts.stop(record.node, request)
-
-
-def _holds_ports(record: ContainerRecord) -> bool:
-    """Whether the run held ports of the host, which another container may be waiting for."""
-    host = record.host_config
-    return bool(host.port_bindings) or host.publish_all_ports
 
 
 def exit_of(truth: RunTruth) -> Exit:
