@@ -333,6 +333,6 @@ async def test_a_removal_right_after_the_exit_is_its_release_too(
     await client.start("other")
     await client.stop("other")
     async with asyncio.timeout(10):
-        while (other, 1) not in host.released:
+        while (other, 1) not in host.released:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (container, 1) not in host.released
