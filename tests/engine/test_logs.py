@@ -54,7 +54,8 @@ def test_an_attached_client_that_reads_slowly_loses_nothing(docker: Engine) -> N
 
 def test_the_log_is_rotated_by_size_and_count(docker: Engine) -> None:
     options = ("--log-opt", "max-size=100k", "--log-opt", "max-file=2")
-    docker.docker("run", "--name", "web", *options, "bb", "seq", "1", "200000")
+    docker.docker("run", "-d", "--name", "web", *options, "bb", "seq", "1", "200000")
+    assert docker.out("wait", "web") == "0"
     kept = numbers(docker.out("logs", "web"))
     assert kept[-1] == 200_000
     assert kept == list(range(kept[0], 200_001))
