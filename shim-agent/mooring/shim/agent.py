@@ -49,7 +49,7 @@ class Agent:
         self._node = settings.node_id
         self._bus = bus
         self._work = work
-        self._removed = f"{run}/removed"
+        self._removed = f"{run}/shims/.removed"
         self.containers = Containers()
         policies = Policies(f"{state}/containers")
         facts = Facts(bus, settings.node_id)
