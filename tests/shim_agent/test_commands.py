@@ -203,3 +203,19 @@ async def test_a_repeated_stop_is_answered_by_the_next_agent(
         await ask(subjects.AGENT_STOP, request, Done)
     assert json.loads(path.read_text())["stopped"]
     assert not (await facts.next(subjects.FACT_EXITED, ContainerExited)).restarting
+
+
+async def test_a_removal_told_while_there_was_no_connection_is_found(
+    agent: Agent, shim: Shims, facts: Facts, settings: Settings
+) -> None:
+    shim().start().exit(0)
+    await facts.next(subjects.FACT_EXITED, ContainerExited)
+    assert CONTAINER in agent.containers
+    removed = settings.run_dir / "removed"
+    removed.mkdir(exist_ok=True)
+    (removed / CONTAINER).touch()
+
+    for callback in tuple(agent._bus.client.on_reconnect):
+        callback()
+
+    await until(lambda: CONTAINER not in agent.containers)
