@@ -211,8 +211,8 @@ async def test_a_removal_told_while_there_was_no_connection_is_found(
     shim().start().exit(0)
     await facts.next(subjects.FACT_EXITED, ContainerExited)
     assert CONTAINER in agent.containers
-    removed = settings.run_dir / "removed"
-    removed.mkdir(exist_ok=True)
+    removed = settings.run_dir / "shims" / ".removed"
+    removed.mkdir(parents=True, exist_ok=True)
     (removed / CONTAINER).touch()
 
     for callback in tuple(agent._bus.client.on_reconnect):
