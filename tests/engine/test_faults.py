@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import signal
@@ -192,7 +193,13 @@ class Load(threading.Thread):
 
     def calm(self, step: object) -> object:
         """The step's value, or None while the engine is being killed under it."""
-        with contextlib.suppress(OSError, AssertionError, ValueError, subprocess.TimeoutExpired):
+        with contextlib.suppress(
+            OSError,
+            http.client.HTTPException,
+            AssertionError,
+            ValueError,
+            subprocess.TimeoutExpired,
+        ):
             return step()  # type: ignore[operator]
         return None
 
