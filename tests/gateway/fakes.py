@@ -141,7 +141,9 @@ class FakeEngine:
         self.images = await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
         self.names = await bus.bucket(subjects.BUCKET_REFERENCES, ReferenceRecord)
         nodes = await bus.bucket(subjects.BUCKET_NODES, NodeRecord)
-        await nodes.put(NODE, NodeRecord(id=NODE, name="host", state_dir="/state", run_dir="/run/m", cpus=2))
+        await nodes.put(
+            NODE, NodeRecord(id=NODE, name="host", state_dir="/state", run_dir="/run/m", cpus=2)
+        )
         await bus.serve(subjects.CONTAINER_CREATE, CreateContainer, self.create)
         await bus.serve(subjects.CONTAINER_START, StartContainer, self.start)
         await bus.serve(subjects.CONTAINER_STOP, StopContainer, self.stop)
