@@ -16,11 +16,11 @@ from .launching import WarmShim
 
 logger = logging.getLogger(__name__)
 
-MOST = 32
+MOST = 16
 """Warm shims at the height of a rush."""
 PAUSE = 0.02
 """Seconds a refill waits after a start: the container's first milliseconds are its own."""
-CALM = 10.0
+CALM = 2.0
 """Seconds without a start after which the pool shrinks to its usual size."""
 
 
