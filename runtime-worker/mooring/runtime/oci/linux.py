@@ -1,6 +1,6 @@
 """One thin function for each system call that Python does not have; they decide nothing.
 
-The numbers of calls newer than Linux 5.0 are the same on every architecture; the three older ones
+The numbers of calls newer than Linux 5.0 are the same on every architecture; the older ones
 that libc does not wrap are looked up by machine. A failure is an OSError whose text names the call.
 """
 
@@ -16,10 +16,10 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 _machine = os.uname().machine
-_PIVOT_ROOT, _SECCOMP, _BPF, _KEYCTL = {
-    "x86_64": (155, 317, 321, 250),
-    "aarch64": (41, 277, 280, 219),
-}.get(_machine, (-1, -1, -1, -1))
+_PIVOT_ROOT, _SECCOMP, _BPF, _KEYCTL, _RT_SIGACTION = {
+    "x86_64": (155, 317, 321, 250, 13),
+    "aarch64": (41, 277, 280, 219, 134),
+}.get(_machine, (-1, -1, -1, -1, -1))
 _CLONE3, _CLOSE_RANGE, _OPENAT2, _PIDFD_SEND_SIGNAL = 435, 436, 437, 424
 
 CLONE_NEWNS = 0x00020000
@@ -33,6 +33,8 @@ CLONE_PIDFD = 0x00001000
 CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 SIGCHLD = 17
+_OF_LIBC = (32, 33)
+"""SIGCANCEL and SIGSETXID."""
 SIGKILL = 9
 
 CLOSE_RANGE_CLOEXEC = 4
@@ -214,10 +216,14 @@ def set_rlimit(resource: int, soft: int, hard: int) -> None:
 def default_signals() -> None:
     """Every disposition to its default, nothing blocked: an ignored signal survives execve."""
     for number in range(1, 65):
-        # 32 and 33 belong to libc, which refuses them. The interpreter knows of every other one
-        # whether it was inherited, or has been set, as something else.
-        if number not in (9, 19, 32, 33) and getsignal(number) != SIG_DFL:
+        # The interpreter knows of every one but libc's own whether it was inherited, or has been
+        # set, as something else.
+        if number not in (9, 19, *_OF_LIBC) and getsignal(number) != SIG_DFL:
             _libc.signal(number, None)
+    default = ctypes.create_string_buffer(32)
+    for number in _OF_LIBC:
+        # libc refuses these, and its posix_spawn leaves them ignored in what it starts.
+        _syscall(_RT_SIGACTION, number, default, None, 8)
     nothing = ctypes.create_string_buffer(128)
     _libc.sigprocmask(2, nothing, None)
 
