@@ -31,7 +31,11 @@ def faulty() -> Iterator[Engine]:
 def docker(faulty: Engine) -> Iterator[Engine]:
     yield faulty
     faulty.remove_all()
-    until("nothing is left of the containers", lambda: not faulty.leftovers())
+    with contextlib.suppress(AssertionError):
+        # a fact whose handler was killed comes again; what nobody was told of, a sweep finds
+        until("nothing is left of the containers", lambda: not faulty.leftovers(), 75)
+    left = faulty.leftovers()
+    assert not left, f"{left}\n{faulty.logs()[-5000:]}"
 
 
 def retried(docker: Engine, *args: str) -> subprocess.CompletedProcess[str]:
