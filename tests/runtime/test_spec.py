@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mooring.kit import capabilities
+from mooring.kit import capabilities, procpaths
 from mooring.kit.models.container import ContainerRecord
 from mooring.kit.mountspecs import all_mounts
 from mooring.runtime import defaults, spec
@@ -144,7 +144,7 @@ def test_privileged_masks_nothing_and_may_write_everywhere() -> None:
 
 def test_an_empty_list_of_masked_paths_is_a_wish_and_none_is_not() -> None:
     assert build({"masked_paths": []})["linux"]["maskedPaths"] == []
-    assert build({"masked_paths": None})["linux"]["maskedPaths"] == defaults.MASKED_PATHS
+    assert build({"masked_paths": None})["linux"]["maskedPaths"] == procpaths.MASKED_PATHS
 
 
 @pytest.mark.parametrize(

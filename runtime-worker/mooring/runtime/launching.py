@@ -164,11 +164,6 @@ class Launcher:
             answer, descriptors = await self._ask({"op": "fork", "cgroup": cgroup})
         return WarmShim(int(answer["pid"]), socket.socket(fileno=descriptors[0]))
 
-    async def factory(self) -> socket.socket:
-        """A process that makes network sandboxes, and the socket to ask it."""
-        _, descriptors = await self._ask({"op": "factory"})
-        return socket.socket(fileno=descriptors[0])
-
     async def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         self.start()
         assert self._socket is not None

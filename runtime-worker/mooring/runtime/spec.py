@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mooring.kit import capabilities
+from mooring.kit import capabilities, procpaths
 from mooring.kit.models.container import ContainerRecord, HostConfig
 from mooring.kit.mountspecs import Bind, Tmpfs
 from mooring.kit.options import security_option
@@ -187,6 +187,6 @@ def path_rules(host: HostConfig) -> tuple[list[str], list[str]]:
     """Masked and read-only paths; an empty list given is a wish, none given is the default."""
     if host.privileged:
         return [], []
-    masked = defaults.MASKED_PATHS if host.masked_paths is None else host.masked_paths
-    readonly = defaults.READONLY_PATHS if host.readonly_paths is None else host.readonly_paths
+    masked = procpaths.MASKED_PATHS if host.masked_paths is None else host.masked_paths
+    readonly = procpaths.READONLY_PATHS if host.readonly_paths is None else host.readonly_paths
     return list(masked), list(readonly)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mooring.kit import procpaths
 from mooring.runtime import defaults
 from mooring.runtime.oci import capabilities, cgroup1, cgroup2, devicefilter, mountspec, template
 from mooring.runtime.oci.errors import OciError
@@ -67,9 +68,9 @@ def test_the_template_is_what_the_engine_asks_for() -> None:
     assert template.same(defaults.shm(defaults.SHM_SIZE), template.SHM)
     assert template.same(defaults.cgroup(writable=False), template.CGROUP)
     assert defaults.DEVICE_RULES == template.DEVICE_RULES
-    masked = {path for path in defaults.MASKED_PATHS if path.startswith("/proc")}
+    masked = {path for path in procpaths.MASKED_PATHS if path.startswith("/proc")}
     assert masked == template.MASKED_IN_PROC
-    assert set(defaults.READONLY_PATHS) == template.READONLY_IN_PROC
+    assert set(procpaths.READONLY_PATHS) == template.READONLY_IN_PROC
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mooring.kit import procpaths
 from mooring.kit.models.container import (
     ContainerRecord,
     Endpoint,
@@ -19,28 +20,6 @@ RUNNING_STATES = frozenset({State.RUNNING, State.PAUSED, State.STOPPING, State.R
 DEFAULT_RUNTIME = "mooring"
 _SHM_SIZE = 64 << 20
 _FOREVER = 1 << 62
-
-_MASKED_PATHS = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-]
-_READONLY_PATHS = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-]
 
 
 def shown_state(record: ContainerRecord) -> str:
@@ -249,9 +228,9 @@ def _host_config(record: ContainerRecord) -> dict[str, Any]:
             del found[name]
     hidden = not given.privileged
     if given.masked_paths is None:
-        found["MaskedPaths"] = _MASKED_PATHS if hidden else None
+        found["MaskedPaths"] = procpaths.MASKED_PATHS if hidden else None
     if given.readonly_paths is None:
-        found["ReadonlyPaths"] = _READONLY_PATHS if hidden else None
+        found["ReadonlyPaths"] = procpaths.READONLY_PATHS if hidden else None
     return found
 
 
