@@ -50,7 +50,7 @@ def inside(namespace: int, *command: str) -> str:
 
 def table() -> bytes:
     """Our nftables table with the handles of its rules."""
-    command = ["nft", "-a", "list", "table", "ip", NAME]
+    command = ["nft", "-a", "list", "table", "inet", NAME]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 

@@ -6,6 +6,7 @@ on stdin, one on stdout: pyroute2 is 20 MB that nobody needs after this.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from . import firewall, nft
 from .addresses import free_subnet
 
 DEFAULT_MTU = 1500
@@ -44,16 +46,6 @@ def _bridge_address(ipr: Any, index: int) -> IPv4Interface | None:
     for item in ipr.get_addr(index=index, family=2):
         return IPv4Interface(f"{item.get_attr('IFA_ADDRESS')}/{item['prefixlen']}")
     return None
-
-
-def rules(table: str, bridge: str, subnet: IPv4Network) -> str:
-    """The nftables table: masquerade what leaves the bridge's subnet through another link."""
-    return f"""
-add table ip {table}
-add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
-flush chain ip {table} postrouting
-add rule ip {table} postrouting ip saddr {subnet} oifname != "{bridge}" masquerade
-"""
 
 
 def _nft(text: str) -> None:
@@ -97,10 +89,31 @@ def ensure(bridge: str, table: str, wanted: str, kept: str = "") -> dict[str, An
     forward = Path("/proc/sys/net/ipv4/ip_forward")
     if forward.read_text().strip() == "0":
         forward.write_text("1")
-    listed = subprocess.run(["nft", "list", "table", "ip", table], capture_output=True, text=True)
-    if listed.returncode or f"saddr {own.network} " not in listed.stdout:
-        _nft(rules(table, bridge, own.network))
-    return {"subnet": str(own.network), "gateway": str(own.ip), "mtu": mtu}
+    rebuilt = ensure_table(table)
+    elements = firewall.network_elements(bridge, [own.network])
+    with contextlib.closing(nft.Nft(table)) as open_table:
+        open_table.change(add=elements)
+    _let_loopback_out(bridge)
+    answer = {"subnet": str(own.network), "gateway": str(own.ip), "mtu": mtu}
+    return {**answer, "rebuilt": rebuilt}
+
+
+def ensure_table(table: str) -> bool:
+    """See that the table is there with all its rules; True if it had to be made, empty."""
+    with contextlib.closing(nft.Nft(table)) as found:
+        if found.rules() == firewall.RULES:
+            return False
+    # Until 2026-11-24 it was a table of family ip.
+    _nft(f"add table ip {table}\ndelete table ip {table}\n" + firewall.text(table))
+    return True
+
+
+def _let_loopback_out(bridge: str) -> None:
+    """Have packets from 127.0.0.1 routed to the bridge, for ports published on the loopback.
+
+    It would let containers reach the host's loopback as well: the chain `raw` prevents that.
+    """
+    Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
 
 
 def remove(bridge: str, table: str) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def remove(bridge: str, table: str) -> dict[str, Any]:
         for index in ipr.link_lookup(ifname=bridge):
             ipr.link("del", index=index)
     # `destroy` is newer than nft 1.0.6: declare it first, so that there is something to delete.
-    _nft(f"add table ip {table}\ndelete table ip {table}\n")
+    _nft(f"add table inet {table}\ndelete table inet {table}\n")
     return {}
 
 
