@@ -9,12 +9,12 @@ from mooring.kit.models.container import ContainerConfig, HostConfig, PortBindin
 from mooring.kit.ports import Wanted, exposed, wanted
 
 
-def host(bindings: dict[str, list[tuple[str, str]] | None], **more: bool) -> HostConfig:
+def host(bindings: dict[str, list[tuple[str, str]] | None], every: bool = False) -> HostConfig:
     made = {
         port: None if given is None else [PortBinding(host_ip=a, host_port=p) for a, p in given]
         for port, given in bindings.items()
     }
-    return HostConfig(port_bindings=made, **more)
+    return HostConfig(port_bindings=made, publish_all_ports=every)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_bindings_are_read_as_clients_write_them(
 
 def test_publish_all_takes_what_is_exposed_and_not_bound() -> None:
     config = ContainerConfig(exposed_ports={"80/tcp": {}, "90-92/udp": {}, "81": {}})
-    found = wanted(config, host({"80/tcp": [("", "8080")]}, publish_all_ports=True))
+    found = wanted(config, host({"80/tcp": [("", "8080")]}, every=True))
     assert [(item.name, item.first) for item in found] == [
         ("80/tcp", 8080),
         ("81/tcp", 0),
