@@ -9,6 +9,7 @@ import pytest
 from mooring.gateway.schema.create import create_request, exec_config
 from mooring.gateway.schema.decode import parse
 from mooring.kit.errors import EngineError, InvalidParameter, NotSupported
+from mooring.kit.models.network import EndpointSettings
 
 
 def create(body: dict[str, Any]) -> Any:
@@ -50,7 +51,10 @@ def test_a_whole_body_becomes_a_command() -> None:
     assert host.port_bindings["80/tcp"][0].host_port == "8080"
     assert host.ulimits[0].hard == 2
     assert host.blkio_device_read_iops[0].rate == 5
-    assert command.networking == {"bridge": {}, "x": {"Aliases": ["a"]}}
+    assert command.networking == {
+        "bridge": EndpointSettings(),
+        "x": EndpointSettings(aliases=["a"]),
+    }
 
 
 @pytest.mark.parametrize(

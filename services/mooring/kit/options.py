@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from . import capabilities, mountspecs
+from . import capabilities, endpoints, mountspecs
 from .errors import InvalidParameter, NotSupported
 from .models.container import ContainerConfig, HostConfig, LogConfig
+from .models.network import EndpointSettings
 from .resources import check_resources
 
 BUILT_IN_RUNTIMES = frozenset({"", "mooring", "runc", "io.containerd.runc.v2"})
@@ -40,7 +40,7 @@ def check(
     host: HostConfig,
     *,
     cpus: int = 0,
-    networking: Mapping[str, Any] | None = None,
+    networking: Mapping[str, EndpointSettings] | None = None,
 ) -> list[str]:
     """Warnings for what will be adjusted; InvalidParameter or NotSupported for what cannot be.
 
@@ -49,7 +49,7 @@ def check(
     """
     _unsupported(host)
     warnings = _check_ports(host)
-    _check_endpoints(networking or {})
+    endpoints.check(config, host, networking or {})
     _check_config(config)
     _check_modes(config, host)
     _check_policy(host)
@@ -128,7 +128,6 @@ def _unsupported(host: HostConfig) -> None:
         ("DeviceRequests", host.device_requests),
         ("StorageOpt", host.storage_opt),
         ("VolumesFrom", host.volumes_from),
-        ("Links", host.links),
         ("CpuRealtimePeriod", host.cpu_realtime_period),
         ("CpuRealtimeRuntime", host.cpu_realtime_runtime),
     ):
@@ -145,22 +144,6 @@ def _check_ports(host: HostConfig) -> list[str]:
     if host.network_mode == "none":
         return []
     raise NotSupported("publishing ports (PortBindings, PublishAllPorts) is not supported yet")
-
-
-def _check_endpoints(networking: Mapping[str, Any]) -> None:
-    """What an endpoint of the default networks cannot have, in Docker's words."""
-    for name, endpoint in networking.items():
-        if not isinstance(endpoint, dict):
-            continue
-        address = endpoint.get("IPAMConfig") or {}
-        if any(address.get(key) for key in ("IPv4Address", "IPv6Address", "LinkLocalIPs")):
-            raise InvalidParameter(
-                "invalid endpoint settings: user specified IP address is supported on user defined"
-                f" networks only ({name})"
-            )
-        for option in ("Links", "DriverOpts", "MacAddress"):
-            if endpoint.get(option):
-                raise NotSupported(f"endpoint option {option} is not supported yet ({name})")
 
 
 def _check_config(config: ContainerConfig) -> None:
@@ -214,7 +197,7 @@ def _check_modes(config: ContainerConfig, host: HostConfig) -> None:
 
 def _check_joined_network(config: ContainerConfig, host: HostConfig) -> None:
     if not host.network_mode.startswith("container:"):
-        raise NotSupported("option MacAddress is not supported yet")
+        return
     if not container_of(host.network_mode):
         raise InvalidParameter("invalid container format container:<name|id>")
     for option, value in (
@@ -222,6 +205,7 @@ def _check_joined_network(config: ContainerConfig, host: HostConfig) -> None:
         ("dns and the network mode", host.dns),
         ("custom host-to-IP mapping and the network mode", host.extra_hosts),
         ("mac-address and the network mode", config.mac_address),
+        ("links and the network mode", host.links),
         ("port publishing and the container type network mode", host.port_bindings),
         ("port publishing and the container type network mode", host.publish_all_ports),
     ):

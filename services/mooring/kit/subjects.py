@@ -25,6 +25,11 @@ EXEC_START = "mooring.lifecycle.exec.start"
 IMAGE_ADD = "mooring.lifecycle.image.add"
 IMAGE_TAG = "mooring.lifecycle.image.tag"
 IMAGE_REMOVE = "mooring.lifecycle.image.remove"
+NETWORK_CREATE = "mooring.lifecycle.network.create"
+NETWORK_REMOVE = "mooring.lifecycle.network.remove"
+NETWORK_PRUNE = "mooring.lifecycle.network.prune"
+NETWORK_CONNECT = "mooring.lifecycle.network.connect"
+NETWORK_DISCONNECT = "mooring.lifecycle.network.disconnect"
 
 # --- JetStream ---
 FACTS_STREAM = "facts"
@@ -41,6 +46,9 @@ BUCKET_IMAGES = "images"
 BUCKET_REFERENCES = "references"
 BUCKET_NODES = "nodes"
 BUCKET_CHANGES = "changes"
+BUCKET_NETWORKS = "networks"
+BUCKET_NETWORK_CLAIMS = "network-claims"
+"""One record, kit.models.network.NetworkClaims, under the key `all`."""
 
 
 def replica(owner: str) -> str:
@@ -78,6 +86,11 @@ RUNTIME_IMAGE_LOAD = "image.load"
 RUNTIME_IMAGE_IMPORT = "image.import"
 RUNTIME_IMAGE_REMOVE = "image.remove"
 RUNTIME_NODE = "node.info"
+RUNTIME_NETWORK_ENSURE = "network.ensure"
+RUNTIME_NETWORK_REMOVE = "network.remove"
+RUNTIME_NETWORK_CONNECT = "network.connect"
+RUNTIME_NETWORK_DISCONNECT = "network.disconnect"
+RUNTIME_NETWORK_SUBNETS = "network.subnets"
 
 # verbs of the shim agent
 AGENT_STOP = "container.stop"
@@ -97,6 +110,7 @@ AGENT_STDIN = "stdin"
 
 # kinds of facts
 FACT_NODE = "node"
+FACT_BRIDGE = "network.bridge"
 FACT_EXITED = "container.exited"
 FACT_STARTED = "container.started"
 FACT_OOM = "container.oom"

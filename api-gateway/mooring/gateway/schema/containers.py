@@ -11,6 +11,7 @@ from mooring.kit.models.container import (
     MountPoint,
     State,
 )
+from mooring.kit.models.network import EndpointSettings
 
 from .networks import network_id
 from .texts import duration, next_change, rfc3339
@@ -250,23 +251,27 @@ def _mount(mount: MountPoint) -> dict[str, Any]:
 
 def _networks(record: ContainerRecord) -> dict[str, Any]:
     endpoints = record.network.endpoints
-    if not endpoints:
+    names = list(endpoints)
+    if not names:
         mode = _network_mode(record)
         if mode.startswith("container:"):
             return {}
-        endpoints = {mode: Endpoint()}
-    return {name: _endpoint(record, name, endpoint) for name, endpoint in endpoints.items()}
+        names = list(dict.fromkeys([mode, *record.networking]))
+    return {name: _endpoint(record, name, endpoints.get(name) or Endpoint()) for name in names}
 
 
 def _endpoint(record: ContainerRecord, name: str, endpoint: Endpoint) -> dict[str, Any]:
-    given = record.networking.get(name) or {}
+    given = record.networking.get(name) or EndpointSettings()
+    addresses = given.ipam_config
     return {
-        "IPAMConfig": given.get("IPAMConfig"),
-        "Links": given.get("Links"),
-        "Aliases": given.get("Aliases"),
-        "MacAddress": endpoint.mac_address,
-        "DriverOpts": given.get("DriverOpts"),
-        "GwPriority": given.get("GwPriority") or 0,
+        "IPAMConfig": addresses.model_dump(by_alias=True, exclude_defaults=True)
+        if addresses is not None
+        else None,
+        "Links": given.links,
+        "Aliases": given.aliases,
+        "MacAddress": endpoint.mac_address or given.mac_address,
+        "DriverOpts": given.driver_opts,
+        "GwPriority": given.gw_priority,
         "NetworkID": endpoint.network_id or network_id(name),
         "EndpointID": endpoint.endpoint_id,
         "Gateway": endpoint.gateway,
@@ -275,7 +280,7 @@ def _endpoint(record: ContainerRecord, name: str, endpoint: Endpoint) -> dict[st
         "IPv6Gateway": endpoint.ipv6_gateway,
         "GlobalIPv6Address": endpoint.global_ipv6_address,
         "GlobalIPv6PrefixLen": endpoint.global_ipv6_prefix_len,
-        "DNSNames": None,
+        "DNSNames": endpoint.dns_names or None,
     }
 
 
@@ -284,7 +289,7 @@ def _network_settings(record: ContainerRecord) -> dict[str, Any]:
     return {
         "Bridge": "",
         "SandboxID": record.network.sandbox_id,
-        "SandboxKey": record.network.sandbox_key,
+        "SandboxKey": f"/proc/{record.pid}/ns/net" if record.network.sandbox_id else "",
         "Ports": {},
         "HairpinMode": False,
         "LinkLocalIPv6Address": "",

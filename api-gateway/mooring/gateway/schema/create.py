@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mooring.kit.errors import InvalidParameter, NotSupported
 from mooring.kit.models.container import ContainerConfig, CreateContainer, HostConfig
 from mooring.kit.models.exec import ExecConfig
+from mooring.kit.models.network import EndpointSettings
 
 from .decode import fit
 
@@ -26,7 +27,7 @@ _UNSUPPORTED = (
 
 
 class _Networking(BaseModel):
-    """NetworkingConfig; what an endpoint may hold is the lifecycle manager's to judge."""
+    """NetworkingConfig; what an endpoint may ask for is the lifecycle manager's to judge."""
 
     EndpointsConfig: dict[str, dict[str, Any] | None] | None = None
 
@@ -56,7 +57,10 @@ def create_request(body: dict[str, Any], name: str, platform: str) -> CreateCont
         platform=platform,
         config=fit(ContainerConfig, body),
         host_config=fit(HostConfig, host, where="HostConfig"),
-        networking={network: given or {} for network, given in endpoints.items()},
+        networking={
+            network: fit(EndpointSettings, given or {}, where=f"EndpointsConfig.{network}")
+            for network, given in endpoints.items()
+        },
     )
 
 

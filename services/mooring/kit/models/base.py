@@ -6,6 +6,7 @@ from typing import Self
 
 import msgpack
 from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_pascal
 
 
 class Model(BaseModel):
@@ -26,6 +27,12 @@ class Model(BaseModel):
     def unpack(cls, data: bytes) -> Self:
         """From msgpack; ValidationError or ValueError for what does not fit."""
         return cls.model_validate(msgpack.unpackb(data, raw=False, strict_map_key=False))
+
+
+class Docker(Model):
+    """A part of the Docker API's JSON: the wire names are Docker's, the attributes ours."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, alias_generator=to_pascal)
 
 
 class Request(Model):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_pascal
+from pydantic import Field
 
-from .base import Done, Model, Request
-
-
-class Docker(Model):
-    """A part of the Docker API's JSON: the wire names are Docker's, the attributes ours."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, alias_generator=to_pascal)
+from .base import Docker, Done, Model, Request
+from .event import Event as Event
+from .network import Endpoint as Endpoint
+from .network import EndpointSettings, Rewiring
+from .network import NetworkState as NetworkState
 
 
 class HealthConfig(Docker):
@@ -197,29 +194,6 @@ class State(StrEnum):
     """A tombstone: kept for a minute, so that whoever waits for the removal sees it."""
 
 
-class Endpoint(Model):
-    """A container's connection to one network."""
-
-    network_id: str = ""
-    endpoint_id: str = ""
-    gateway: str = ""
-    ip_address: str = ""
-    ip_prefix_len: int = 0
-    ipv6_gateway: str = ""
-    global_ipv6_address: str = ""
-    global_ipv6_prefix_len: int = 0
-    mac_address: str = ""
-
-
-class NetworkState(Model):
-    """What the host set up for a container's network; empty while it does not run."""
-
-    sandbox_id: str = ""
-    sandbox_key: str = ""
-    endpoints: dict[str, Endpoint] = {}
-    """By network name."""
-
-
 class MountPoint(Model):
     """One mount as `docker inspect` shows it."""
 
@@ -231,18 +205,6 @@ class MountPoint(Model):
     mode: str = ""
     rw: bool = True
     propagation: str = ""
-
-
-class Event(Model):
-    """One Docker event. `id` is unique for ever and is its Nats-Msg-Id on the events stream."""
-
-    id: str = ""
-    type: str = "container"
-    action: str = ""
-    actor: str = ""
-    attributes: dict[str, str] = {}
-    time_ns: int = 0
-    scope: str = "local"
 
 
 class HealthResult(Model):
@@ -274,8 +236,10 @@ class ContainerRecord(Model):
     platform: str = "linux"
     config: ContainerConfig = Field(default_factory=ContainerConfig)
     host_config: HostConfig = Field(default_factory=HostConfig)
-    networking: dict[str, Any] = {}
-    """NetworkingConfig.EndpointsConfig as given."""
+    networking: dict[str, EndpointSettings] = {}
+    """What was asked for of each network, by its name."""
+    rewiring: dict[str, Rewiring] = {}
+    """Connects and disconnects of a running container that are not carried out yet."""
     path: str = ""
     args: list[str] = []
     mounts: list[MountPoint] = []
@@ -334,7 +298,7 @@ class CreateContainer(Request):
     platform: str = ""
     config: ContainerConfig
     host_config: HostConfig = Field(default_factory=HostConfig)
-    networking: dict[str, Any] = {}
+    networking: dict[str, EndpointSettings] = {}
 
 
 class ContainerCreated(Done):
