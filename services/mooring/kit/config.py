@@ -56,6 +56,9 @@ class Settings(Model):
     bridge_subnet: str = ""
     timings: bool = False
     faults: bool = False
+    image_max_layer_size: int = Field(default=64 << 30, ge=1 << 20)
+    """Bytes of the files of one layer; a layer that holds more is refused (a bomb)."""
+    image_max_layer_files: int = Field(default=4_000_000, ge=1)
     max_json_body: int = Field(default=4 << 20, ge=1024)
     """Bytes."""
     events_max_age: int = Field(default=7 * 86400, ge=1)

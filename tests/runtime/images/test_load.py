@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mooring.runtime.images.incoming import Incoming
 from mooring.runtime.images.load import LoadedImage, load, receive_archive
 from mooring.runtime.images.repair import repair
 from mooring.runtime.images.rootfs import ImportOptions, import_rootfs, receive_rootfs
 from mooring.runtime.images.store import ImageStore, chain_ids
-from mooring.runtime.images.unpack import BadArchive
+from mooring.runtime.images.unpack import BadArchive, Limits
 
 from .archives import Entry, Image, archive, digest, docker_archive, layer, oci_archive
 
@@ -38,8 +39,9 @@ def store(tmp_path: Path) -> ImageStore:
 
 def _load(store: ImageStore, data: bytes) -> list[LoadedImage]:
     job = store.new_job()
-    received = receive_archive(io.BytesIO(data).read, job)
-    images = load(received, store, job, "amd64")
+    incoming = Incoming(job, Limits())
+    received = receive_archive(io.BytesIO(data).read, store, job, incoming)
+    images = load(received, store, job, incoming, "amd64")
     store.discard(job)
     return images
 
@@ -160,16 +162,20 @@ def test_a_layer_whose_blob_is_damaged_too_is_left_and_named(store: ImageStore) 
 def test_an_import_keeps_only_what_was_said(store: ImageStore) -> None:
     job = store.new_job()
     options = ImportOptions(changes=("ENV A=1",), architecture="arm64", variant="v8")
-    image = import_rootfs(receive_rootfs(io.BytesIO(BASE).read, job), options, store, job)
+    incoming = Incoming(job, Limits())
+    rootfs = receive_rootfs(io.BytesIO(BASE).read, job, incoming)
+    image = import_rootfs(rootfs, options, store, job, incoming)
     assert image.config["config"] == {"Env": ["A=1"]}
     assert image.config["variant"] == "v8"
     assert image.config["rootfs"]["diff_ids"] == [digest(BASE)]
     assert image.layers[0].chain_id == digest(BASE)
 
 
-def test_a_change_that_is_none_is_refused_before_anything_is_unpacked(store: ImageStore) -> None:
+def test_a_change_that_is_none_is_refused(store: ImageStore) -> None:
     job = store.new_job()
-    rootfs = receive_rootfs(io.BytesIO(BASE).read, job)
+    incoming = Incoming(job, Limits())
+    rootfs = receive_rootfs(io.BytesIO(BASE).read, job, incoming)
     with pytest.raises(BadArchive, match="run is not a valid change command"):
-        import_rootfs(rootfs, ImportOptions(changes=("RUN x",)), store, job)
+        import_rootfs(rootfs, ImportOptions(changes=("RUN x",)), store, job, incoming)
+    incoming.abort()
     assert not list(store.all_layers())

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring.runtime.images.compress import detect
-from mooring.runtime.images.unpack import BadArchive, Unpacked, start
+from mooring.runtime.images.unpack import BadArchive, Job, Unpacked, start
 
 from .archives import COMPRESSORS, Entry, digest, layer
 
@@ -25,7 +24,6 @@ class Layer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files = root / "layer" / "fs"
-        self.files.mkdir(parents=True)
         self.outside = root / "outside"
         self.outside.mkdir()
         (self.outside / "file").write_text("untouched")
@@ -33,7 +31,7 @@ class Layer:
     def unpack(self, data: bytes) -> Unpacked:
         blob = self.root / "blob"
         blob.write_bytes(data)
-        return start(blob, detect(data), self.files).finish()
+        return start(Job(blob=str(blob), target=str(self.files.parent))).finish()
 
     def assert_contained(self) -> None:
         """Nothing appeared or changed beside the layer."""
@@ -209,7 +207,6 @@ def test_a_link_that_leads_out_stays_in(target: Layer, hops: str) -> None:
             pass
         target.assert_contained()
         subprocess.run(["rm", "-rf", target.files], check=True)
-        target.files.mkdir()
 
 
 @pytest.mark.parametrize("link", ["../../outside/file", "/outside/file", "evil/file"])
@@ -257,7 +254,7 @@ def test_a_cut_archive_is_refused(target: Layer) -> None:
 def test_an_unpacking_that_is_not_wanted_any_more_ends(target: Layer) -> None:
     os.mkfifo(target.root / "blob")
     keeper = os.open(target.root / "blob", os.O_RDWR)
-    child = start(target.root / "blob", detect(b""), target.files)
+    child = start(Job(blob=str(target.root / "blob"), target=str(target.files.parent)))
     child.abort()
     os.close(keeper)
     with pytest.raises(ChildProcessError):

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .compress import Read, decompressed, detect, peek
+from .incoming import Blob, Incoming, Layer
 from .store import hex_of
-from .tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Member, TarReader
+from .tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarReader
 from .unpack import BadArchive
+
+Known = Callable[[str], bool]
+"""Whether the layer of a blob with this digest is unpacked here."""
 
 _MEMBERS = 1 << 16
 _JSON_LIMIT = 16 << 20
@@ -34,15 +37,6 @@ _REF_ANNOTATION = "org.opencontainers.image.ref.name"
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """A file that came in an archive: where it is now and the digest of its bytes."""
-
-    path: Path
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class ImageParts:
     """One image of an archive. A layer is None when it is not in the archive."""
 
@@ -55,8 +49,15 @@ class ImageParts:
 class Archive:
     """The members of an archive by name."""
 
-    def __init__(self, files: Mapping[str, Blob], links: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Blob],
+        links: Mapping[str, str],
+        unpacked: Mapping[Path, Layer | BadArchive] | None = None,
+    ) -> None:
         self._files, self._links = files, links
+        self.unpacked = unpacked or {}
+        """What became of files that looked like layers."""
 
     def get(self, name: str) -> Blob | None:
         """A file, also through links; None if there is none."""
@@ -157,18 +158,27 @@ class Archive:
             )
 
 
-def receive(read: Read, directory: Path) -> Archive:
-    """Store the members of an archive, which may be compressed; TarError, CompressionError."""
+def receive(read: Read, directory: Path, incoming: Incoming, known: Known) -> Archive:
+    """Store the members of an archive, which may be compressed; TarError, CompressionError.
+
+    What looks like a layer is unpacked meanwhile, unless its name says that it is known.
+    """
     start, read = peek(read)
     reader = TarReader(decompressed(read, detect(start)))
     files: dict[str, Blob] = {}
+    paths: dict[str, Path] = {}
     links: dict[str, str] = {}
     for number, member in enumerate(reader):
         if number >= _MEMBERS:
             raise BadArchive(f"more than {_MEMBERS} files in an image archive")
         name = _clean(_text(member.name))
         if member.type == REGULAR and member.sparse is None:
-            files[name] = _store(reader, member, directory / str(number))
+            path = directory / str(number)
+            paths[name] = path
+            is_layer = False if known(_digest_of(name)) else None
+            received = incoming.receive(path, reader.data, layer=is_layer)
+            if received is not None:
+                files[name] = received
             links.pop(name, None)
         elif member.type == SYMLINK:
             links[name] = _clean(posixpath.join(posixpath.dirname(name), _text(member.link)))
@@ -177,17 +187,28 @@ def receive(read: Read, directory: Path) -> Archive:
         elif member.type != DIRECTORY:
             raise BadArchive(f"{name} is no file, directory or link: not an image archive")
     reader.drain()
-    return Archive(files, links)
+    unpacked = dict(incoming.results())
+    for path, layer in unpacked.items():
+        if isinstance(layer, BadArchive):
+            # No layer perhaps: an archive within the archive, of which nothing is wanted.
+            blob = _hashed(path)
+        else:
+            blob = Blob(path, layer.unpacked.digest, layer.unpacked.blob_size)
+        for name, found in paths.items():
+            if found == path:
+                files[name] = blob
+    return Archive(files, links, unpacked)
 
 
-def _store(reader: TarReader, member: Member, path: Path) -> Blob:
-    digest = hashlib.sha256()
-    with open(path, "wb", buffering=0) as file:
-        while piece := reader.data():
-            digest.update(piece)
-            while piece:
-                piece = piece[os.write(file.fileno(), piece) :]
-    return Blob(path, f"sha256:{digest.hexdigest()}", member.size)
+def _digest_of(name: str) -> str:
+    """The digest that a name in an OCI layout says; empty for another name."""
+    return f"sha256:{name[13:]}" if name.startswith("blobs/sha256/") else ""
+
+
+def _hashed(path: Path) -> Blob:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return Blob(path, f"sha256:{digest.hexdigest()}", path.stat().st_size)
 
 
 def _clean(name: str) -> str:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .archive import Blob
-from .compress import Compression, detect
+from .incoming import Blob, Incoming, Layer
 from .inherit import inherit
 from .pending import Pending
 from .store import ImageStore, LayerInfo
-from .unpack import BadArchive, Unpacked, Unpacking, start
-
-_STORED_AS = (Compression.NONE, Compression.GZIP, Compression.ZSTD)
-"""What the OCI image format has media types for; other layers are stored decompressed."""
+from .unpack import BadArchive, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +29,53 @@ class Plan:
     """The layer is there, and the new one takes its place."""
 
 
-@dataclass(slots=True)
-class _Running:
-    plan: Plan
-    built: Path
-    compression: Compression
-    plain: Path | None
-    child: Unpacking
-
-
 class Builder:
     """Builds layers in one job's directory and moves them into the store."""
 
-    def __init__(self, store: ImageStore, job: Path, *, trusted: bool = True) -> None:
-        """trusted: the digests of blobs were computed as they arrived."""
-        self._store, self._job = store, job
+    def __init__(
+        self,
+        store: ImageStore,
+        job: Path,
+        incoming: Incoming,
+        *,
+        trusted: bool = True,
+        unpacked: Mapping[Path, Layer | BadArchive] | None = None,
+    ) -> None:
+        """trusted: the digests of blobs were computed as they arrived.
+
+        unpacked: what became of files that were unpacked as they arrived.
+        """
+        self._store, self._incoming = store, incoming
         self._trusted = trusted
         self._pending = Pending(job)
-        self._serial = 0
+        self._unpacked = dict(unpacked or {})
 
     def build(self, plans: Iterable[Plan]) -> list[LayerInfo]:
         """Make the layers, given from the bottom up; BadArchive. As many at once as CPUs."""
         waiting = deque(plans)
-        running: deque[_Running] = deque()
+        running: deque[tuple[Plan, Layer | BadArchive | None]] = deque()
         built: list[LayerInfo] = []
-        try:
-            while waiting or running:
-                while waiting and len(running) < (os.cpu_count() or 1):
-                    running.append(self._start(waiting.popleft()))
-                oldest = running.popleft()
-                built.append(self._finish(oldest, oldest.child.finish()))
-        finally:
-            for left in running:
-                left.child.abort()
+        busy: set[Path] = set()
+        while waiting or running:
+            while (
+                waiting
+                and sum(layer is None for _, layer in running) < (os.cpu_count() or 1)
+                and waiting[0].blob.path not in busy
+            ):
+                plan = waiting.popleft()
+                # Taken once: a second layer of the same bytes needs files of its own.
+                layer = self._unpacked.pop(plan.blob.path, None)
+                if layer is None:
+                    busy.add(plan.blob.path)
+                    self._incoming.begin(plan.blob, trusted=self._trusted)
+                running.append((plan, layer))
+            plan, layer = running.popleft()
+            if layer is None:
+                layer = self._incoming.result(plan.blob.path)
+                busy.discard(plan.blob.path)
+            if isinstance(layer, BadArchive):
+                raise layer
+            built.append(self._finish(plan, layer))
         return built
 
     def add_blob(self, blob: Blob) -> None:
@@ -73,47 +83,53 @@ class Builder:
         self._pending.blob(blob.digest, self._store)
         self._store.add_blob(blob.path, blob.digest)
 
-    def _start(self, plan: Plan) -> _Running:
-        self._serial += 1
-        built = self._job / f"layer-{id(self):x}-{self._serial}"
-        files = built / "fs"
-        files.mkdir(parents=True)
-        files.chmod(0o755)
-        with open(plan.blob.path, "rb") as file:
-            compression = detect(file.read(6))
-        plain = None if compression in _STORED_AS else built.with_suffix(".plain")
-        plain_known = self._trusted and compression is Compression.NONE
-        known = plan.blob.digest if plain_known else ""
-        child = start(plan.blob.path, compression, files, diff_id=known, plain_copy=plain)
-        return _Running(plan, built, compression, plain, child)
-
-    def _finish(self, running: _Running, result: Unpacked) -> LayerInfo:
-        plan, built = running.plan, running.built
-        if plan.diff_id and result.diff_id != plan.diff_id:
+    def _finish(self, plan: Plan, layer: Layer) -> LayerInfo:
+        diff_id = layer.unpacked.diff_id
+        if plan.diff_id and diff_id != plan.diff_id:
             raise BadArchive(
                 f'invalid diffID for layer {plan.number}: expected "{plan.diff_id}", '
-                f'got "{result.diff_id}"'
+                f'got "{diff_id}"',
+                Reason.DIFF_ID,
             )
-        inherit(built / "fs", result.implied, self._files(plan.lowers))
-        blob, compression = plan.blob, running.compression
-        if running.plain is not None:
-            blob = Blob(running.plain, result.diff_id, running.plain.stat().st_size)
-            compression = Compression.NONE
-        info = LayerInfo(
-            chain_id=plan.chain_id or result.diff_id,
-            diff_id=result.diff_id,
-            blob=blob.digest,
-            compression=compression.value,
-            size=result.size,
-            parent=plan.lowers[0] if plan.lowers else "",
+        return commit_layer(
+            self._store,
+            self._pending,
+            layer,
+            chain_id=plan.chain_id or diff_id,
+            lowers=plan.lowers,
+            again=plan.again,
         )
-        if plan.again:
-            self._store.exchange_layer(built, info)
-        elif not self._store.has_layer(info.chain_id):
-            self.add_blob(blob)
-            self._pending.layer(info.chain_id)
-            self._store.add_layer(built, info)
-        return self._store.layer_info(info.chain_id)
 
-    def _files(self, chain_ids: Sequence[str]) -> list[Path]:
-        return [self._store.layer(chain_id) / "fs" for chain_id in chain_ids]
+
+def commit_layer(
+    store: ImageStore,
+    pending: Pending,
+    layer: Layer,
+    *,
+    chain_id: str,
+    lowers: Sequence[str] = (),
+    again: bool = False,
+) -> LayerInfo:
+    """Move an unpacked layer into the store, above lowers (chain ids, the uppermost first).
+
+    They are there already. A layer that is there as well stays, unless it is made again.
+    """
+    info = LayerInfo(
+        chain_id=chain_id,
+        diff_id=layer.unpacked.diff_id,
+        blob=layer.blob.digest,
+        compression=layer.compression.value,
+        size=layer.unpacked.size,
+        parent=lowers[0] if lowers else "",
+    )
+    if not again and store.has_layer(chain_id):
+        return store.layer_info(chain_id)
+    inherit(layer.built / "fs", layer.unpacked.implied, [store.layer(c) / "fs" for c in lowers])
+    if again:
+        store.exchange_layer(layer.built, info)
+    else:
+        pending.blob(layer.blob.digest, store)
+        store.add_blob(layer.blob.path, layer.blob.digest)
+        pending.layer(chain_id)
+        store.add_layer(layer.built, info)
+    return store.layer_info(chain_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import importlib
 import lzma
-import zlib
 from collections.abc import Callable, Generator
 from enum import StrEnum
 from typing import BinaryIO, Protocol, cast
@@ -49,6 +49,12 @@ def detect(start: bytes) -> Compression:
     return Compression.NONE
 
 
+def prepare() -> None:
+    """Load now what layers need, for a process that is going to fork or to change its root."""
+    for module in ("zstandard", "isal.igzip_lib"):
+        importlib.import_module(module)
+
+
 def peek(read: Read) -> tuple[bytes, Read]:
     """The first bytes of a stream, and a `read` that gives the whole of it."""
     start = b""
@@ -76,7 +82,7 @@ def decompressed(read: Read, compression: Compression) -> Read:
     if compression is Compression.ZSTD:
         return _zstd(read)
     decoders: dict[Compression, Callable[[], _Decoder]] = {
-        Compression.GZIP: _Gzip,
+        Compression.GZIP: _gzip,
         Compression.BZIP2: bz2.BZ2Decompressor,
         Compression.XZ: _xz,
     }
@@ -93,26 +99,11 @@ class _Decoder(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-class _Gzip:
-    """zlib's decompressor with the interface of the other two."""
+def _gzip() -> _Decoder:
+    # Loaded where it is used. Three times as fast as zlib, which does most of a pull otherwise.
+    from isal import igzip_lib
 
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(31)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+    return cast(_Decoder, igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP))
 
 
 def _xz() -> _Decoder:
@@ -141,7 +132,8 @@ class _Members:
             self._rest = b""
             try:
                 piece = decoder.decompress(data, limit)
-            except (zlib.error, OSError, lzma.LZMAError) as exc:
+            except Exception as exc:
+                # Every library has an error of its own for this.
                 raise CompressionError(f"{self._name}: invalid data: {exc}") from exc
             if decoder.eof:
                 self._rest = decoder.unused_data

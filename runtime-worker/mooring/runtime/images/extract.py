@@ -26,6 +26,7 @@ from .tar import (
     TarReader,
     invalid_header,
 )
+from .unpack import Limits
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -49,6 +50,23 @@ _FAULTS = {
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class LimitExceeded(TarError):
+    """The archive holds more than a layer may; the message names the setting."""
+
+
+_UNLIMITED = Limits()
+
+
+def _too_much(limits: Limits, result: Extracted) -> LimitExceeded:
+    if result.size > limits.size:
+        return LimitExceeded(
+            f"a layer holds more than {limits.size} bytes (setting image_max_layer_size)"
+        )
+    return LimitExceeded(
+        f"a layer holds more than {limits.files} files (setting image_max_layer_files)"
+    )
+
+
 @dataclass(slots=True)
 class Extracted:
     """What came out of an archive. Bytes; `implied` are parents that had no entry of their own."""
@@ -58,10 +76,17 @@ class Extracted:
     implied: list[bytes] = field(default_factory=list)
 
 
-def extract(reader: TarReader) -> Extracted:
-    """Extract every member into the root directory; TarError for what is no valid layer."""
+def extract(reader: TarReader, limits: Limits = _UNLIMITED) -> Extracted:
+    """Extract every member into the root directory; TarError for what is no valid layer.
+
+    LimitExceeded for one that is larger than the limits allow.
+    """
     extraction = _Extraction(reader)
+    result = extraction.result
     for member in reader:
+        result.size += member.real_size
+        if result.size > limits.size or result.entries >= limits.files:
+            raise _too_much(limits, result)
         extraction.add(member)
     reader.drain()
     extraction.finish()
@@ -169,7 +194,6 @@ class _Extraction:
             os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
         finally:
             os.close(fd)
-        self.result.size += member.real_size
 
     def _sparse(self, fd: int, member: Member, extents: list[Extent]) -> None:
         os.ftruncate(fd, member.real_size)

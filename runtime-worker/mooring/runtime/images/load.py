@@ -11,6 +11,7 @@ from typing import Any
 from .archive import Archive, ImageParts, receive
 from .build import Builder, Plan
 from .compress import CompressionError, Read
+from .incoming import Incoming
 from .store import ImageStore, LayerInfo, chain_ids, hex_of
 from .tar import TarError
 from .unpack import BadArchive
@@ -38,17 +39,29 @@ def archive_faults() -> Iterator[None]:
         raise BadArchive(str(exc)) from exc
 
 
-def receive_archive(read: Read, job: Path) -> Archive:
+def receive_archive(read: Read, store: ImageStore, job: Path, incoming: Incoming) -> Archive:
     """Store the members of an archive in the job's directory; BadArchive."""
     members = job / "members"
     members.mkdir()
+    known: set[str] | None = None
+
+    def is_known(digest: str) -> bool:
+        nonlocal known
+        if not digest:
+            return False
+        if known is None:
+            known = {info.blob for info in store.all_layers()}
+        return digest in known
+
     with archive_faults():
-        return receive(read, members)
+        return receive(read, members, incoming, is_known)
 
 
-def load(archive: Archive, store: ImageStore, job: Path, architecture: str) -> list[LoadedImage]:
+def load(
+    archive: Archive, store: ImageStore, job: Path, incoming: Incoming, architecture: str
+) -> list[LoadedImage]:
     """Put every image of an archive into the store; BadArchive, then undo the job's Pending."""
-    builder = Builder(store, job)
+    builder = Builder(store, job, incoming, unpacked=archive.unpacked)
     parts = archive.images(architecture)
     return [_load_image(archive, image, store, builder) for image in parts]
 

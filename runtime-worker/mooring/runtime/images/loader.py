@@ -2,11 +2,11 @@
 
     worker                                 loader
     exec, ingest/<job>/job.json ─────────▶ prepare
-    stdin: the bytes as they arrive ─────▶ stored in ingest/<job>, digests computed
-    stdin closed: the upload is whole ───▶ layers unpacked, verified, put into the store
+    stdin: the bytes as they arrive ─────▶ stored in ingest/<job>, layers unpacked (unpack.py)
+    stdin closed: the upload is whole ───▶ all verified and put into the store
     stdout ◀────────────────────────────── one JSON object: {"images": […]} or {"error", "fault"}
 
-It imports nothing outside the standard library (but zstandard, for zstd), and ends with the worker.
+It imports little outside the standard library (isal and zstandard), and ends with the worker.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from .compress import Read
+from .compress import Read, prepare
+from .incoming import Incoming
 from .load import LoadedImage, load, receive_archive
 from .repair import repair
 from .rootfs import ImportOptions, import_rootfs, receive_rootfs
 from .store import ImageStore
-from .unpack import BadArchive, end_with
+from .unpack import BadArchive, Limits, end_with
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     job: dict[str, Any] = json.loads((directory / "job.json").read_bytes())
     end_with(job["parent"])
+    prepare()
     try:
         images = _run(job, directory)
         answer: dict[str, Any] = {"images": [asdict(image) for image in images]}
@@ -52,17 +54,21 @@ def _store(
     if job["kind"] == "repair":
         repair(store, directory)
         return []
-    if job["kind"] == "load":
-        archive = receive_archive(read, directory)
-        return load(archive, store, directory, job["architecture"])
-    rootfs = receive_rootfs(read, directory)
-    options = ImportOptions(
-        message=job["message"],
-        changes=tuple(job["changes"]),
-        architecture=job["architecture"],
-        variant=job["variant"],
-    )
-    return [import_rootfs(rootfs, options, store, directory)]
+    incoming = Incoming(directory, Limits(job["max_size"], job["max_files"]))
+    try:
+        if job["kind"] == "load":
+            archive = receive_archive(read, store, directory, incoming)
+            return load(archive, store, directory, incoming, job["architecture"])
+        rootfs = receive_rootfs(read, directory, incoming)
+        options = ImportOptions(
+            message=job["message"],
+            changes=tuple(job["changes"]),
+            architecture=job["architecture"],
+            variant=job["variant"],
+        )
+        return [import_rootfs(rootfs, options, store, directory, incoming)]
+    finally:
+        incoming.abort()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from .archive import Blob
 from .build import Builder, Plan
+from .incoming import Blob, Incoming
 from .store import ImageStore, LayerInfo
-from .unpack import BadArchive
+from .unpack import BadArchive, Limits
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 def repair(store: ImageStore, job: Path) -> list[str]:
     """Rebuild what is doubtful, from the bottom up; the chain ids of what could not be rebuilt."""
     lost = []
+    # What was unpacked once is not refused now. Blobs may be damaged as well: nothing is trusted.
+    builder = Builder(store, job, Incoming(job, Limits()), trusted=False)
     for info in sorted(
         map(store.layer_info, store.doubtful()), key=lambda i: len(_below(store, i))
     ):
@@ -29,8 +31,7 @@ def repair(store: ImageStore, job: Path) -> list[str]:
                 lowers=tuple(_below(store, info)),
                 again=True,
             )
-            # The blob may be damaged as well: its digest is not taken on trust.
-            Builder(store, job, trusted=False).build([plan])
+            builder.build([plan])
         except (BadArchive, OSError) as exc:
             logger.error("layer %s cannot be repaired: %s", info.chain_id, exc)
             lost.append(info.chain_id)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import changes
-from .archive import Blob
-from .build import Builder, Plan
+from .build import Builder, commit_layer
 from .compress import Read
+from .incoming import Blob, Incoming
 from .load import LoadedImage
+from .pending import Pending
 from .store import ImageStore
 from .tar import CHUNK
 from .unpack import BadArchive
@@ -31,35 +32,37 @@ class ImportOptions:
     variant: str = ""
 
 
-def receive_rootfs(read: Read, job: Path) -> Blob:
-    """Store the stream as it comes in the job's directory."""
+def receive_rootfs(read: Read, job: Path, incoming: Incoming) -> Path:
+    """Store the stream as it comes, and unpack it meanwhile."""
     path = job / "rootfs"
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        while piece := read(CHUNK):
-            digest.update(piece)
-            file.write(piece)
-            size += len(piece)
-    return Blob(path, f"sha256:{digest.hexdigest()}", size)
+    blob = incoming.receive(path, lambda: read(CHUNK), layer=True)
+    if blob is not None:
+        incoming.begin(blob, trusted=True)
+    return path
 
 
 def import_rootfs(
-    rootfs: Blob, options: ImportOptions, store: ImageStore, job: Path, now: datetime | None = None
+    rootfs: Path,
+    options: ImportOptions,
+    store: ImageStore,
+    job: Path,
+    incoming: Incoming,
+    now: datetime | None = None,
 ) -> LoadedImage:
     """Make the image; BadArchive, also for a change that is no valid instruction."""
     try:
         config = changes.apply({}, options.changes)
     except changes.InvalidChange as exc:
         raise BadArchive(str(exc)) from exc
-    builder = Builder(store, job)
-    (layer,) = builder.build([Plan(0, rootfs)])
-    image = _image_config(config, options, layer.diff_id, now or datetime.now(UTC))
+    layer = incoming.result(rootfs)
+    info = commit_layer(store, Pending(job), layer, chain_id=layer.unpacked.diff_id)
+    image = _image_config(config, options, info.diff_id, now or datetime.now(UTC))
     data = json.dumps(image, separators=(",", ":"), ensure_ascii=False).encode()
     path = job / "config"
     path.write_bytes(data)
     blob = Blob(path, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
-    builder.add_blob(blob)
-    return LoadedImage(blob.digest, image, (layer,))
+    Builder(store, job, incoming).add_blob(blob)
+    return LoadedImage(blob.digest, image, (info,))
 
 
 def _image_config(

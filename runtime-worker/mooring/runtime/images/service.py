@@ -58,6 +58,7 @@ class ImageService:
     def __init__(self, bus: Bus, settings: Settings) -> None:
         self._bus = bus
         self._node = settings.node_id
+        self._settings = settings
         self._state_dir = settings.state_dir
         self.store = ImageStore(settings.state_dir)
         self._lock = asyncio.Lock()
@@ -176,7 +177,12 @@ class ImageService:
             self._tidy()
 
     async def _start_loader(self, job: dict[str, Any], directory: Path) -> Process:
-        job |= {"state_dir": str(self._state_dir), "parent": os.getpid()}
+        job |= {
+            "state_dir": str(self._state_dir),
+            "parent": os.getpid(),
+            "max_size": self._settings.image_max_layer_size,
+            "max_files": self._settings.image_max_layer_files,
+        }
         (directory / "job.json").write_text(json.dumps(job))
         return await asyncio.create_subprocess_exec(
             sys.executable,

@@ -8,10 +8,12 @@ only: the loader, a small process, uses it too.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,6 +24,8 @@ _UNSETTLED = "unsettled"
 """In a layer's directory, with the id of the boot it was made in, until it is on disk."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+_TOPDIR = 0x20000
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +213,30 @@ class ImageStore:
         """A directory for something on its way in."""
         job = self.ingest / secrets.token_hex(8)
         job.mkdir(mode=0o700)
+        spread(job)
         return job
 
     def discard(self, path: Path) -> None:
         """Move something into the trash, which is emptied in the background."""
         with suppress(FileNotFoundError):
             path.rename(self.trash / f"{secrets.token_hex(8)}-{path.name[:12]}")
+
+
+def spread(directory: Path) -> None:
+    """Have ext4 put each new directory in this one where there is room, not beside the last one.
+
+    Where many files were deleted lately, making one takes ext4 up to ten times as long: without a
+    journal it looks at every inode that was in use within the last minutes.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = struct.unpack("i", fcntl.ioctl(fd, _GET_FLAGS, bytes(4)))[0]
+        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("i", flags | _TOPDIR))
+    except OSError:
+        # Another file system, which has no such flag.
+        pass
+    finally:
+        os.close(fd)
 
 
 def _boot_id() -> str:

@@ -1,77 +1,148 @@
-"""Unpacking layers in processes of their own, several at once.
+"""Unpacking layers in processes of their own, several at once: the side that wants them.
 
-    unpack()                        child
-    fork ──────────────────────────▶ chroot into the layer, umask 0
-                                     read, decompress, hash (a thread) ─▶ extract
-    pipe ◀── one JSON object ─────── {"diff_id", "size", …} or {"error", "fault"}
+    start()                         child
+    fork ──────────────────────────▶ unlayer.py: chroot into the layer, extract
+    growth pipe: "<bytes>" "end" ──▶ read no further than the file is known to have come
+    answer pipe ◀─────────────────── {"progress": …}, at last the result or {"error", …}
 
-The parent has one thread: it is the loader, or a test.
+The parent has one thread: it is the loader, or the unpacker of a pull (unlayer.py), or a test.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
-import queue
 import signal
-import threading
-from contextlib import ExitStack, suppress
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from io import RawIOBase
-from pathlib import Path
-from typing import Any, cast
+from enum import StrEnum
+from typing import Any
 
-from .compress import Compression, CompressionError, Read, decompressed
-from .extract import extract
-from .tar import CHUNK, TarError, TarReader
+from .compress import Compression
 
-_QUEUE = 4
 _PR_SET_PDEATHSIG = 1
+
+
+class Reason(StrEnum):
+    """What is wrong with a layer."""
+
+    DATA = "data"
+    DIGEST = "digest"
+    DIFF_ID = "diff_id"
+    SIZE = "size"
+    LIMIT = "limit"
 
 
 class BadArchive(ValueError):
     """What was sent is no valid image or layer; the message is for the user."""
 
+    def __init__(self, message: str, reason: Reason = Reason.DATA) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one layer may hold: bytes of its files, and files of any kind."""
+
+    size: int = sys.maxsize
+    files: int = sys.maxsize
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A layer to unpack. Digests are `sha256:<hex>`; one that is empty is not checked."""
+
+    blob: str
+    """The file; it may still grow."""
+    target: str
+    """A directory that does not exist yet; it gets the files below `fs`."""
+    digest: str = ""
+    """Of the blob's bytes."""
+    diff_id: str = ""
+    compression: str = "auto"
+    """A value of Compression, or auto: by the first bytes."""
+    size: int = -1
+    """Bytes that the blob will have; -1 if that is not known."""
+    plain: str = ""
+    """Gets the bytes decompressed, if the content store has no media type for the compression."""
+    trusted: bool = False
+    """The digest was computed as the bytes arrived: it is not computed again."""
+    max_size: int = sys.maxsize
+    """Bytes that its files may have together."""
+    max_files: int = sys.maxsize
+
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """A layer as it came out of its archive. Bytes; implied: parents that had no entry."""
+    """A layer as it came out of its archive. Sizes in bytes."""
 
+    digest: str
+    """Of the blob."""
     diff_id: str
     size: int
+    """Of the files."""
     entries: int
-    implied: tuple[bytes, ...]
+    blob_size: int
+    plain_size: int
+    """Of the tar."""
+    compression: Compression
+    implied: tuple[bytes, ...] = ()
+    """Parents that had no entry of their own."""
+
+    @classmethod
+    def parse(cls, answer: dict[str, Any]) -> Unpacked:
+        """From the last line of a child; BadArchive for the layer's faults, OSError for ours."""
+        if "error" in answer:
+            if answer["reason"]:
+                raise BadArchive(answer["error"], Reason(answer["reason"]))
+            raise OSError(answer["errno"], answer["error"])
+        implied = tuple(name.encode("latin-1") for name in answer.pop("implied"))
+        compression = Compression(answer.pop("compression"))
+        return cls(**answer, compression=compression, implied=implied)
 
 
 class Unpacking:
-    """A child that unpacks one layer; `finish` must be called, it reaps the child."""
+    """A child that unpacks one layer; `finish` or `abort` must be called, they reap the child."""
 
-    def __init__(self, pid: int, pipe: int) -> None:
+    def __init__(self, job: Job, pid: int, growth: int, answers: int) -> None:
+        self.job = job
         self.pid = pid
-        self._pipe = pipe
+        self._growth = growth
+        self._answers = answers
+
+    def grown(self, size: int) -> None:
+        """The blob has that many bytes now."""
+        # A child that has failed listens no more; finish says why.
+        with suppress(BrokenPipeError):
+            os.write(self._growth, b"%d\n" % size)
+
+    def end(self) -> None:
+        """The blob is whole."""
+        with suppress(BrokenPipeError):
+            os.write(self._growth, b"end\n")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the child has; `finish` does not wait then."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def finish(self) -> Unpacked:
         """Wait for the child; BadArchive for the archive's faults, OSError for the host's."""
-        with open(self._pipe, "rb") as pipe:
-            answer = pipe.read()
+        with open(self._answers, "rb") as answers:
+            lines = answers.read().splitlines()
+        os.close(self._growth)
         _, status = os.waitpid(self.pid, 0)
-        if not answer:
+        if not lines:
             raise OSError(f"unpacking ended without a result (status {status})")
-        result: dict[str, Any] = json.loads(answer)
-        if "error" in result:
-            raise BadArchive(result["error"]) if result["fault"] else OSError(result["error"])
-        return Unpacked(
-            result["diff_id"],
-            result["size"],
-            result["entries"],
-            tuple(name.encode("latin-1") for name in result["implied"]),
-        )
+        return Unpacked.parse(json.loads(lines[-1]))
 
     def abort(self) -> None:
         """End the child, whatever it has done; what it made is in its target directory."""
-        os.close(self._pipe)
+        os.close(self._answers)
+        os.close(self._growth)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
@@ -83,110 +154,19 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-def start(
-    blob: Path,
-    compression: Compression,
-    target: Path,
-    *,
-    diff_id: str = "",
-    plain_copy: Path | None = None,
-) -> Unpacking:
-    """Begin to unpack a blob into the existing directory target.
+def start(job: Job, *, whole: bool = True) -> Unpacking:
+    """Begin to unpack a layer. whole: the blob is; else tell how it grows."""
+    from . import unlayer
 
-    A diff_id that is known already is not computed again. plain_copy gets the bytes decompressed.
-    """
-    receiver, sender = os.pipe()
+    hears, growth = os.pipe()
+    answers, says = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        os.close(receiver)
+        os.close(growth)
+        os.close(answers)
         end_with(parent)
-        _child(sender, blob, compression, target, diff_id, plain_copy)
-    os.close(sender)
-    return Unpacking(pid, receiver)
-
-
-def _child(
-    pipe: int,
-    blob: Path,
-    compression: Compression,
-    target: Path,
-    diff_id: str,
-    plain_copy: Path | None,
-) -> None:
-    try:
-        with ExitStack() as files:
-            source = files.enter_context(open(blob, "rb", buffering=0))
-            copy = files.enter_context(open(plain_copy, "xb", buffering=0)) if plain_copy else None
-            # Whatever module this loads must be loaded before the root directory changes.
-            read = decompressed(cast(Read, source.read), compression)
-            os.chroot(target)
-            os.chdir("/")
-            os.umask(0)
-            answer = _extract(read, diff_id, copy, threaded=compression is not Compression.NONE)
-    except (TarError, CompressionError) as exc:
-        answer = {"error": str(exc), "fault": True}
-    except BaseException as exc:
-        answer = {"error": f"{type(exc).__name__}: {exc}", "fault": False}
-    with suppress(OSError), open(pipe, "wb") as writer:
-        writer.write(json.dumps(answer).encode())
-    os._exit(0)
-
-
-def _extract(
-    read: Read, diff_id: str, copy: RawIOBase | None, *, threaded: bool
-) -> dict[str, object]:
-    digest = None if diff_id else hashlib.sha256()
-    source = _Source(read, digest, copy)
-    ahead = _Ahead(source.read) if threaded else None
-    result = extract(TarReader(ahead.read if ahead else source.read))
-    return {
-        "diff_id": diff_id or f"sha256:{digest.hexdigest() if digest else ''}",
-        "size": result.size,
-        "entries": result.entries,
-        "implied": [name.decode("latin-1") for name in result.implied],
-    }
-
-
-class _Source:
-    """The stream of a layer's tar, hashed and copied as it is read."""
-
-    def __init__(self, read: Read, digest: Any, copy: RawIOBase | None) -> None:
-        self._read, self._digest, self._copy = read, digest, copy
-
-    def read(self, limit: int) -> bytes:
-        piece = self._read(limit)
-        if self._digest is not None:
-            self._digest.update(piece)
-        if self._copy is not None:
-            written = 0
-            while written < len(piece):
-                written += self._copy.write(piece[written:])
-        return piece
-
-
-class _Ahead:
-    """Reads ahead in a thread: decompressing and hashing go beside the system calls."""
-
-    def __init__(self, read: Read) -> None:
-        self._source = read
-        self._queue: queue.Queue[bytes | Exception] = queue.Queue(_QUEUE)
-        self._ended = False
-        threading.Thread(target=self._run, name="decompress", daemon=True).start()
-
-    def read(self, _limit: int) -> bytes:
-        if self._ended:
-            return b""
-        piece = self._queue.get()
-        if isinstance(piece, Exception):
-            raise piece
-        self._ended = not piece
-        return piece
-
-    def _run(self) -> None:
-        try:
-            while piece := self._source(CHUNK):
-                self._queue.put(piece)
-            self._queue.put(b"")
-        except Exception as exc:
-            self._queue.put(exc)
+        unlayer.child(job, -1 if whole else hears, says)
+    os.close(hears)
+    os.close(says)
+    return Unpacking(job, pid, growth, answers)
