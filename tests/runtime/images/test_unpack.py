@@ -177,7 +177,7 @@ def test_the_later_of_two_entries_counts(target: Layer) -> None:
 
 def test_parents_without_an_entry_are_made_and_reported(target: Layer) -> None:
     result = target.unpack(layer([Entry("a/b/c/file"), Entry("a/", "dir", mode=0o700)]))
-    assert result.implied == (b"a/b", b"a/b/c")
+    assert result.implied == (b".", b"a/b", b"a/b/c")
     assert stat.S_IMODE(os.stat(target.files / "a/b").st_mode) == 0o755
 
 

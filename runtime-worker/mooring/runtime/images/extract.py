@@ -142,6 +142,8 @@ class _Extraction:
                 os.utime(name, ns=(time, time), follow_symlinks=False)
             except FileNotFoundError:
                 continue
+        # The root directory, too: an overlay shows that of its uppermost layer.
+        self._implied = {b".": None, **self._implied}
         self.result.implied = [n for n in self._implied if n not in self._directories]
 
     def _make(self, name: bytes, member: Member) -> None:

@@ -47,12 +47,15 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     """The chain id of every layer, from the bottom up."""
     chains: list[str] = []
     for diff_id in diff_ids:
-        if chains:
-            text = f"{chains[-1]} {diff_id}"
-            chains.append(f"sha256:{hashlib.sha256(text.encode()).hexdigest()}")
-        else:
-            chains.append(diff_id)
+        chains.append(chain_id_on(chains[-1] if chains else "", diff_id))
     return chains
+
+
+def chain_id_on(below: str, diff_id: str) -> str:
+    """The chain id of a layer upon another, or (below is empty) upon nothing."""
+    if not below:
+        return diff_id
+    return f"sha256:{hashlib.sha256(f'{below} {diff_id}'.encode()).hexdigest()}"
 
 
 def hex_of(digest: str) -> str:

@@ -25,7 +25,7 @@ _PAX, _PAX_GLOBAL = b"xg"
 _XATTR = b"SCHILY.xattr."
 _SPARSE_MAP = b"GNU.sparse.map"
 
-_HEADER = struct.Struct("100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12x")
+HEADER = struct.Struct("100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
 _CHECKSUM_OF_SPACES = 8 * 32
 
@@ -296,7 +296,7 @@ class TarReader:
 
 def _parse(block: bytes) -> tuple[Member, bytes, bytes]:
     """A header's member, its magic and its name prefix."""
-    fields = _HEADER.unpack(block)
+    fields = HEADER.unpack(block)
     name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, _, major, minor, prefix = (
         fields
     )
