@@ -16,6 +16,7 @@ from .router import Route, Router
 from .routes import unsupported
 from .routes.attach import AttachRoutes
 from .routes.commands import CommandRoutes
+from .routes.commit import CommitRoute
 from .routes.containers import ContainerRoutes
 from .routes.events import EventRoutes
 from .routes.execs import ExecRoutes
@@ -43,6 +44,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         AttachRoutes,
         ExecRoutes,
         ImageRoutes,
+        CommitRoute,
         NetworkRoutes,
     )
     return [route for section in sections for route in section(gateway).routes()] + (

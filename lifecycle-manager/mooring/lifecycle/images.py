@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mooring.kit import faults, references
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
@@ -33,6 +33,11 @@ from .image_rules import check_removable, is_one_repository, removal_conflict
 from .states import LIVE
 from .table import Row
 
+_EVENTS = ("load", "import", "pull")
+"""Where an image may come from that is an event of its own."""
+_TAG_EVENTS = ("import", "commit", "build")
+"""Where its tags are events of their own."""
+
 
 class ImageHandlers:
     """add, tag, remove, and finishing what was decided."""
@@ -52,15 +57,16 @@ class ImageHandlers:
         if known is not None:
             image = _merged(known.record, image)
         tags = [references.normalize(text) for text in request.references]
-        happenings = [(request.action, image.id)] if request.action else []
-        if request.action == "import":
+        happenings = [(request.action, image.id)] if request.action in _EVENTS else []
+        if request.action in _TAG_EVENTS:
             happenings += [("tag", references.familiar(tag)) for tag in tags]
         change = ImageChange(
             id=request.request_id,
             add=image.model_copy(update={"added_ns": image.added_ns or now}),
             tag=[ReferenceRecord(reference=t, image_id=image.id, tagged_ns=now) for t in tags],
         )
-        return Done(revision=(await self._carry_out(change, image, happenings)).revision)
+        done = await self._carry_out(change, image, happenings, request.events)
+        return Done(revision=done.revision)
 
     async def tag(self, request: TagImage) -> Done:
         """Make a reference name an image; it may have named another one."""
@@ -173,7 +179,11 @@ class ImageHandlers:
     # --- carrying out ---
 
     async def _carry_out(
-        self, change: ImageChange, image: ImageRecord, happenings: list[tuple[str, str]]
+        self,
+        change: ImageChange,
+        image: ImageRecord,
+        happenings: list[tuple[str, str]],
+        more: Sequence[Event] = (),
     ) -> ImageChange:
         now = time.time_ns()
         change.owner, change.decided_ns = self._engine.owner, now
@@ -188,6 +198,10 @@ class ImageHandlers:
                 time_ns=now + number,
             )
             for number, (action, name) in enumerate(happenings)
+        ]
+        last = now + len(change.events)
+        change.events += [
+            event.model_copy(update={"time_ns": last + number}) for number, event in enumerate(more)
         ]
         key = key_for(change.id)
         with self._engine.holding(key):

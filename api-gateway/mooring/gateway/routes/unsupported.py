@@ -25,7 +25,6 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("GET", "/images/search", "searching a registry"),
     ("POST", "/images/prune", "pruning images"),
     ("GET", "/images/{name}/attestations", "attestations of images"),
-    ("POST", "/commit", "committing a container"),
     ("POST", "/build", "building images"),
     ("POST", "/build/prune", "building images"),
     ("POST", "/build/cancel", "building images"),

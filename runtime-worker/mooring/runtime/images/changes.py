@@ -24,10 +24,15 @@ class InvalidChange(ValueError):
 def apply(config: Config, changes: Iterable[str]) -> Config:
     """A copy of config with the instructions applied in their order; InvalidChange."""
     changed = json.loads(json.dumps(config))
+    command_given = False
     for change in changes:
         for line in _lines(change):
             name, _, rest = line.partition(" ")
             instruction = _INSTRUCTIONS.get(name.upper())
+            command_given |= name.upper() == "CMD"
+            if name.upper() == "ENTRYPOINT" and not command_given:
+                # It makes the old command meaningless, unless CMD came with these changes.
+                changed.pop("Cmd", None)
             if instruction is None:
                 raise InvalidChange(f"{name.lower()} is not a valid change command")
             if not rest.strip():
@@ -87,7 +92,6 @@ def _cmd(config: Config, text: str) -> None:
 
 
 def _entrypoint(config: Config, text: str) -> None:
-    # A new entry point makes the old command meaningless, unless CMD came with these changes.
     config["Entrypoint"] = _command(config, text)
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from .commit import commit
 from .compress import Read, prepare
 from .incoming import Incoming
 from .load import LoadedImage, load, receive_archive
@@ -54,6 +55,8 @@ def _store(
     if job["kind"] == "repair":
         repair(store, directory)
         return []
+    if job["kind"] == "commit":
+        return [commit(store, directory, job)]
     incoming = Incoming(directory, Limits(job["max_size"], job["max_files"]))
     try:
         if job["kind"] == "load":

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from mooring.kit.models.event import Event
 from mooring.kit.models.image import ImageRecord
 
 
-def image_record(image: dict[str, Any], node: str, now_ns: int) -> ImageRecord:
+class Origin(NamedTuple):
+    """Where images come from, what they are called, and what is said of each."""
+
+    action: str
+    names: Sequence[str] = ()
+    """References in full form; none: those that the images bring along."""
+    parent: str = ""
+    events: Sequence[Callable[[str], Event]] = ()
+    """Made of an image's id."""
+
+
+def image_record(image: dict[str, Any], node: str, now_ns: int, parent: str = "") -> ImageRecord:
     """The record of a LoadedImage (as JSON); ValidationError for a config that fits no image."""
     config = image["config"]
     layers = [
@@ -25,5 +38,6 @@ def image_record(image: dict[str, Any], node: str, now_ns: int) -> ImageRecord:
             "layers": layers,
             "size": sum(layer["size"] for layer in image["layers"]),
             "nodes": [node],
+            "parent": parent,
         }
     )

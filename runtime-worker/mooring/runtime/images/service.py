@@ -28,6 +28,8 @@ from mooring.kit.faults import point
 from mooring.kit.models.base import Done
 from mooring.kit.models.image import (
     AddImage,
+    CommitContainer,
+    ImageCommitted,
     ImageRecord,
     ImagesLoaded,
     ImportImage,
@@ -36,9 +38,9 @@ from mooring.kit.models.image import (
 )
 from mooring.kit.streams import serve_uploads
 
-from . import platforms
+from . import commits, platforms
 from .pending import Pending
-from .records import image_record
+from .records import Origin, image_record
 from .store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class ImageService:
             keep |= {layer.chain_id for e in mirror.values() for layer in e.record.layers}
             for job in jobs:
                 logger.info("undoing an image job that was broken off: %s", job.name)
+                await commits.thaw(self._bus, job)
                 await asyncio.to_thread(self._end, job, keep)
         if await asyncio.to_thread(self.store.doubtful):
             logger.warning("the host went down over new layers, unpacking them again")
@@ -104,10 +107,14 @@ class ImageService:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
 
+    def upper(self, container_id: str) -> Path:
+        """What a container has written; it may not be there."""
+        return self._state_dir / "containers" / container_id / "upper"
+
     async def load(self, request: LoadImages, upload: AsyncIterable[memoryview]) -> ImagesLoaded:
         """Load a docker-archive or OCI layout; InvalidParameter for a bad archive."""
         job = {"kind": "load", "architecture": platforms.host().architecture}
-        return await self._run(job, upload, "load", [])
+        return await self.run(job, upload, Origin("load"))
 
     async def import_(
         self, request: ImportImage, upload: AsyncIterable[memoryview]
@@ -122,7 +129,11 @@ class ImageService:
             "architecture": platform.architecture,
             "variant": platform.variant,
         }
-        return await self._run(job, upload, "import", names)
+        return await self.run(job, upload, Origin("import", names))
+
+    async def commit(self, request: CommitContainer) -> ImageCommitted:
+        """Make an image of a container; InvalidParameter for a change that cannot be made."""
+        return await commits.commit(self, self._bus, request)
 
     async def remove(self, request: RemoveLayers) -> Done:
         """Remove an image's layers but those in keep; what is gone already is no error."""
@@ -144,13 +155,13 @@ class ImageService:
                 point("runtime.image.remove.layer")
         self.store.blob(image.id).unlink(missing_ok=True)
 
-    async def _run(
+    async def run(
         self,
         job: dict[str, Any],
         upload: AsyncIterable[memoryview],
-        action: str,
-        names: list[str],
+        origin: Origin,
     ) -> ImagesLoaded:
+        """Have a loader do a job, and its images recorded; undone if that fails."""
         directory = self.store.new_job()
         added: set[str] = set()
         certain = True
@@ -161,7 +172,7 @@ class ImageService:
                 try:
                     images = await _result(loader)
                     point("runtime.image.stored")
-                    return await self._add(images, action, names, added)
+                    return await self._add(images, origin, added)
                 except Unavailable:
                     # Whether an image was recorded is not known: the next start finds out.
                     certain = False
@@ -195,10 +206,10 @@ class ImageService:
         )
 
     async def _add(
-        self, images: list[dict[str, Any]], action: str, names: list[str], added: set[str]
+        self, images: list[dict[str, Any]], origin: Origin, added: set[str]
     ) -> ImagesLoaded:
         """Have the images recorded and tagged; added gets what must not be undone any more."""
-        messages = [self._message(image, action, names) for image in images]
+        messages = [self._message(image, origin) for image in images]
         loaded = ImagesLoaded()
         for message in messages:
             image = message.image
@@ -208,7 +219,7 @@ class ImageService:
             self._added[image.id] = _Added(time.monotonic(), chain_ids)
             loaded.revision = max(loaded.revision, done.revision)
             loaded.image_ids.append(image.id)
-            if action == "import":
+            if origin.action == "import":
                 loaded.lines.append(image.id)
             elif message.references:
                 named = map(references.familiar, message.references)
@@ -217,15 +228,20 @@ class ImageService:
                 loaded.lines.append(f"Loaded image ID: {image.id}")
         return loaded
 
-    def _message(self, image: dict[str, Any], action: str, names: list[str]) -> AddImage:
+    def _message(self, image: dict[str, Any], origin: Origin) -> AddImage:
         try:
-            record = image_record(image, self._node, time.time_ns())
+            record = image_record(image, self._node, time.time_ns(), origin.parent)
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InvalidParameter(f"invalid image config: {where}: {first['msg']}") from exc
-        tags = names or [references.normalize(name) for name in image["references"]]
-        return AddImage(image=record, references=list(dict.fromkeys(tags)), action=action)
+        tags = origin.names or [references.normalize(name) for name in image["references"]]
+        return AddImage(
+            image=record,
+            references=list(dict.fromkeys(tags)),
+            action=origin.action,
+            events=[event(image["id"]) for event in origin.events],
+        )
 
     def _end(self, job: Path, keep: set[str]) -> None:
         Pending(job).undo(self.store, keep)
@@ -301,5 +317,8 @@ async def serve(bus: Bus, settings: Settings) -> ImageService:
     await serve_uploads(bus, import_, ImportImage, service.import_)
     await bus.serve(
         subjects.runtime(node, subjects.RUNTIME_IMAGE_REMOVE), RemoveLayers, service.remove
+    )
+    await bus.serve(
+        subjects.runtime(node, subjects.RUNTIME_COMMIT), CommitContainer, service.commit
     )
     return service

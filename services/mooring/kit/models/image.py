@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import Done, Model, Request
-from .container import Event
+from .container import ContainerRecord, Event
 
 
 class Layer(Model):
@@ -58,11 +58,16 @@ class ReferenceRecord(Model):
 
 
 class AddImage(Request):
-    """From a worker: an image is unpacked here; tag it. action is the event: load or import."""
+    """From a worker: an image is unpacked here; tag it.
+
+    action: where it comes from: load, import, pull, commit, build. The first three are events.
+    """
 
     image: ImageRecord
     references: list[str] = []
     action: str = "load"
+    events: list[Event] = []
+    """Further events of this, published once it is recorded."""
 
 
 class TagImage(Request):
@@ -101,6 +106,26 @@ class ImagesLoaded(Done):
 
     lines: list[str] = []
     image_ids: list[str] = []
+
+
+class CommitContainer(Request):
+    """To a worker: make an image of what a container has written."""
+
+    record: ContainerRecord
+    image: ImageRecord | None = None
+    """The container's own."""
+    reference: str = ""
+    author: str = ""
+    message: str = ""
+    changes: list[str] = []
+    """Dockerfile instructions."""
+    config: dict[str, Any] | None = None
+    """Instead of the container's own config; what it leaves out is filled in from that."""
+    pause: bool = True
+
+
+class ImageCommitted(Done):
+    image_id: str
 
 
 class RemoveLayers(Request):
