@@ -16,8 +16,9 @@ import pytest
 
 from mooring.gateway.app import serve
 from mooring.gateway.gateway import Gateway
-from mooring.gateway.http.listen import GROUPS, open_all, tls_context
+from mooring.gateway.http.listen import open_all, tls_context
 from mooring.kit.config import ConfigError, Settings
+from mooring.kit.listening import GROUPS
 from mooring.kit.models.container import ContainerConfig
 
 from .client import Connection
@@ -36,7 +37,7 @@ def test_the_unix_socket_is_for_its_group(settings: Settings) -> None:
         if names:
             assert grp.getgrgid(path.stat().st_gid).gr_name in names
         # Somebody listens there already: it is not taken away.
-        with pytest.raises(ConfigError, match="in use"):
+        with pytest.raises(ConfigError, match="already listens"):
             open_all(settings, {})
     [(again, _)] = open_all(settings, {})
     again.close()

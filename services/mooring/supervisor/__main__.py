@@ -8,11 +8,11 @@ import sys
 
 from mooring.kit import log
 from mooring.kit.config import ConfigError, Settings, load
+from mooring.kit.listening import AddressInUse
 from mooring.kit.nats_server import NoServerError
 
 from .leftovers import AlreadyRunning
 from .programs import preload
-from .sockets import AddressInUse
 from .supervisor import Supervisor
 
 

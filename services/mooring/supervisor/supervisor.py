@@ -18,9 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mooring.kit import listening
 from mooring.kit.config import Settings
 
-from . import leftovers, notify, rundir, sockets
+from . import leftovers, notify, rundir
 from .child import Child, State, start_time
 from .programs import programs
 
@@ -66,8 +67,8 @@ class Supervisor:
             on_exit.callback(os.close, leftovers.lock(directory))
         if ended := leftovers.end(self._run_dir / "supervisor.json"):
             logger.info("ended what another supervisor left running: %s", ", ".join(ended))
-        listeners = sockets.listen(settings.host)
-        on_exit.callback(sockets.close, settings.host, listeners)
+        listeners = listening.listen(settings.host)
+        on_exit.callback(listening.close, settings.host, listeners)
 
         path = str(self._run_dir / "notify.sock")
         notified = on_exit.enter_context(notify.bind(path))

@@ -1,4 +1,4 @@
-"""The engine's listening sockets: made here, kept here, handed to every new gateway."""
+"""Listening sockets of the API: made by the supervisor, or by a gateway that was handed none."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import socket
 import stat
 from collections.abc import Iterable
 
-from mooring.kit.config import parse_host
+from .config import parse_host
 
 BACKLOG = 4096
 """Connections that wait in the kernel while a gateway is being restarted."""
-_GROUPS = ("mooring", "docker")
+GROUPS = ("mooring", "docker")
+"""Whose members may use the unix socket; the first that exists."""
 
 
 class AddressInUse(Exception):
@@ -49,7 +50,7 @@ def _unix(path: str) -> socket.socket:
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX)
     try:
-        # Nobody may connect before the file has its mode.
+        # Nobody may connect before the file has its group.
         previous = os.umask(0o177)
         try:
             made.bind(path)
@@ -57,8 +58,8 @@ def _unix(path: str) -> socket.socket:
             os.umask(previous)
         group = _group()
         if group is not None:
-            os.chown(path, 0, group)
-            os.chmod(path, 0o660)
+            os.chown(path, -1, group)
+        os.chmod(path, 0o660)
         made.listen(BACKLOG)
     except BaseException:
         made.close()
@@ -90,6 +91,7 @@ def _tcp(host: str, address: str, port: int) -> socket.socket:
     made = socket.socket(family)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.bind((address, port))
         made.listen(BACKLOG)
     except OSError as exc:
@@ -100,7 +102,7 @@ def _tcp(host: str, address: str, port: int) -> socket.socket:
 
 def _group() -> int | None:
     """The group whose members may use the API: `mooring`, else `docker`, if they exist."""
-    for name in _GROUPS:
+    for name in GROUPS:
         with contextlib.suppress(KeyError):
             return grp.getgrnam(name).gr_gid
     return None
