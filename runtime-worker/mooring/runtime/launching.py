@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from typing import Any
 
+from mooring.kit import cgroups as kit_cgroups
 from mooring.kit import faults
 from mooring.kit.errors import EngineError, Unavailable
 
@@ -135,8 +136,9 @@ def spawn(code: str, environment: dict[str, str]) -> tuple[int, socket.socket]:
 class Launcher:
     """The process that forks shims, started again whenever it dies."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], cgroup: str = "") -> None:
         self._environment = environment
+        self._cgroup = cgroup
         self._socket: socket.socket | None = None
         self._pid = 0
         self._waiting: deque[asyncio.Future[tuple[dict[str, Any], list[int]]]] = deque()
@@ -153,6 +155,9 @@ class Launcher:
         self._pid, self._socket = spawn(
             "from mooring.runtime.launcher import main; main()", self._environment
         )
+        if self._cgroup:
+            # Before it forks anything: what it forks is born there, and outlives the worker's unit.
+            kit_cgroups.move(self._pid, self._cgroup)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
         logger.info("launcher started, pid %d", self._pid)
 

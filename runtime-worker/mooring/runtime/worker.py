@@ -79,7 +79,7 @@ async def main(settings: Settings, service: Service) -> None:
     networks = HostNetworks(_bridge(settings, layout), factory.start)
     reaper = Reaper(layout, runs, networks, locks, settings.cgroup_root)
     await reaper.recover()
-    launcher = Launcher(environment)
+    launcher = Launcher(environment, settings.shims_cgroup)
     launcher.start()
     pool = Pool(launcher, settings.warm_shims, _pool_root(settings))
     pool.refill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import containers, engine
+from . import containers, engine, host
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         pretty_exceptions_enable=False,
     )
     engine.register(app)
+    host.register(app)
     containers.register(app)
     app(prog_name="mooring")
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mooring.kit.config import ConfigError, Settings, load
 from mooring.supervisor import control
 
 from .client import ApiError, Client
+from .words import duration
 
 console = Console()
 errors = Console(stderr=True)
@@ -29,16 +31,28 @@ Hosts = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def _fail(message: object) -> NoReturn:
-    errors.print(f"[red]mooring:[/] {message}", highlight=False, soft_wrap=True)
+def fail(message: object) -> NoReturn:
+    """Say why on stderr and end with exit status 1."""
+    errors.print(f"[red]mooring:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+def assignments(texts: list[str]) -> dict[str, object]:
+    """The settings of `--set KEY=VALUE`."""
+    found: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            fail(f"--set needs KEY=VALUE, not {text}")
+        found[key] = value
+    return found
 
 
 def _settings(overrides: dict[str, object], config: Path | None = None) -> Settings:
     try:
         return load(overrides, file=config)
     except ConfigError as exc:
-        _fail(exc)
+        fail(exc)
 
 
 def up(
@@ -61,21 +75,17 @@ def up(
         "log_level": log_level,
         "log_format": log_format,
     }
-    for text in set_ or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            _fail(f"--set needs KEY=VALUE, not {text}")
-        overrides[key] = value
+    overrides |= assignments(set_ or [])
     settings = _settings(overrides, config)
     if os.geteuid() != 0:
-        _fail("the engine needs root: it makes namespaces, mounts and cgroups")
+        fail("the engine needs root: it makes namespaces, mounts and cgroups")
     if not detach:
         control.run(settings)
     try:
         with errors.status("starting the engine"):
             started = control.start(settings)
     except control.StartFailed as exc:
-        _fail(exc)
+        fail(exc)
     for address in started["hosts"]:
         console.print(f"DOCKER_HOST={address}", highlight=False, soft_wrap=True)
 
@@ -95,7 +105,7 @@ def down(
         with errors.status("stopping the services"):
             control.stop(settings.run_dir)
     except (control.NotRunning, TimeoutError, ApiError) as exc:
-        _fail(exc)
+        fail(exc)
 
 
 def _stop_containers(hosts: list[str], timeout: int) -> None:
@@ -120,7 +130,7 @@ def _stop_containers(hosts: list[str], timeout: int) -> None:
     with errors.status("stopping the containers"):
         left = asyncio.run(stop())
     if left:
-        _fail("some containers did not stop: " + "; ".join(left))
+        fail("some containers did not stop: " + "; ".join(left))
 
 
 def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = None) -> None:
@@ -129,7 +139,15 @@ def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = 
     try:
         found = control.status(settings.run_dir)
     except control.NotRunning as exc:
-        _fail(exc)
+        from . import units
+
+        if (of_units := units.installed(settings)) is None:
+            fail(exc)
+        if as_json:
+            print(json.dumps(of_units, indent=2))
+        else:
+            units.show(of_units, console)
+        return
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -138,20 +156,11 @@ def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = 
         console.print(f"API {address}", highlight=False, soft_wrap=True)
     table = Table("SERVICE", "STATE", "PID", "UPTIME", "RESTARTS", "", box=None)
     for item in found["services"]:
-        up_for = _duration(item["uptime"])
+        up_for = duration(item["uptime"])
         colour = "green" if item["state"] == "ready" else "yellow"
         cells = (str(item["pid"] or "–"), up_for, str(item["restarts"]), item["status"])
         table.add_row(item["name"], f"[{colour}]{item['state']}[/]", *cells)
     console.print(table)
-
-
-def _duration(seconds: float) -> str:
-    """`12 s`, `3 min 5 s`, `2 h 7 min`, `4 d 1 h`."""
-    whole = int(seconds)
-    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller} {name}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 def doctor(as_json: Json = False) -> None:

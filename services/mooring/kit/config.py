@@ -47,6 +47,8 @@ class Settings(Model):
     nats_credentials: Path | None = None
     """JSON with user and password; None: `state_dir`/secrets/nats.json."""
     cgroup_parent: str = ""
+    shims_cgroup: str = ""
+    """What shims are born in; empty: where the worker is."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     log_max_size: int = Field(default=64 << 20, ge=4096)

@@ -68,13 +68,18 @@ def prepare(state_dir: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
         store=json.dumps(str(directory)),
     )
     _write(config, text, 0o600)
+    return command(state_dir)
+
+
+def command(state_dir: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and environment of a server that was prepared; NoServerError."""
     # Its heap is small: to collect at three times what lives costs some 10 MB after heavy streams,
     # and saves a third of its processor time in them.
     # Half of the processors are enough for it, and on few of them its goroutines wake each other at
     # less cost (11 % of its time per container on a machine with two).
     processors = max(1, min(4, (os.cpu_count() or 1) // 2))
     environment = {"GOGC": "200", "GOMAXPROCS": str(processors)}
-    return [binary(), "-c", str(config)], environment
+    return [binary(), "-c", str(state_dir / "nats" / "nats.conf")], environment
 
 
 def port(run_dir: Path) -> int:

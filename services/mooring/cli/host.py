@@ -1,0 +1,98 @@
+"""`mooring install|uninstall|upgrade`: the engine of a systemd host."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.markup import escape
+
+from mooring.kit.config import ConfigError
+from mooring.kit.nats_server import NoServerError
+
+from .engine import assignments, console, fail
+
+Prefix = Annotated[
+    Path, typer.Option(help="lib/systemd, lib/sysusers.d and lib/tmpfiles.d go below it")
+]
+DEFAULT_PREFIX = Path("/usr/local")
+T = TypeVar("T")
+
+
+def install(
+    prefix: Prefix = DEFAULT_PREFIX,
+    host: Annotated[list[str] | None, typer.Option(help="where the API listens")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="any other setting: KEY=VALUE")
+    ] = None,
+) -> None:
+    """Install the engine as systemd units, enable it and start it."""
+    from mooring.systemd import install as installing
+    from mooring.systemd.settings import Layout
+
+    given = assignments(set_ or []) | ({"host": host} if host else {})
+    settings = _carefully(lambda: installing.install(Layout(prefix), given, _say))
+    for address in settings.host:
+        console.print(f"DOCKER_HOST={address}", highlight=False, soft_wrap=True)
+
+
+def uninstall(
+    prefix: Prefix = DEFAULT_PREFIX,
+    purge: Annotated[bool, typer.Option("--purge", help="stop the containers too")] = False,
+) -> None:
+    """Stop the services and take their units away; containers go on, unless --purge."""
+    from mooring.systemd import install as installing
+    from mooring.systemd.settings import Layout
+
+    _carefully(lambda: installing.uninstall(Layout(prefix), _say, purge=purge))
+
+
+def upgrade(
+    package: Annotated[
+        str, typer.Argument(help="what pip installs: a path, a wheel, a version")
+    ] = "",
+    prefix: Prefix = DEFAULT_PREFIX,
+) -> None:
+    """Install a new version and replace the services one by one; containers and clients stay."""
+    if package:
+        _say(f"installing {package}")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", package]
+        if subprocess.run(pip, check=False).returncode:
+            fail("pip could not install it; nothing was replaced")
+    # The rest is the new version's to do: this process has the old one in memory.
+    code = f"from mooring.cli.host import replace; replace({str(prefix)!r})"
+    raise typer.Exit(subprocess.run([sys.executable, "-c", code], check=False).returncode)
+
+
+def replace(prefix: str) -> None:
+    """The second half of `mooring upgrade`."""
+    from mooring.systemd import install as installing
+    from mooring.systemd.settings import Layout
+
+    try:
+        _carefully(lambda: installing.replace(Layout(Path(prefix)), _say))
+    except typer.Exit as exc:
+        sys.exit(exc.exit_code)
+
+
+def _say(text: str) -> None:
+    console.print(f"[dim]·[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _carefully(act: Callable[[], T]) -> T:
+    from mooring.systemd.manager import ManagerError
+
+    try:
+        return act()
+    except (ManagerError, ConfigError, NoServerError, OSError) as exc:
+        fail(exc)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    for command in (install, uninstall, upgrade):
+        app.command()(command)

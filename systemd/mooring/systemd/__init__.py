@@ -1,0 +1,1 @@
+"""Mooring on a systemd host: the units, what installs and drives them, what they report."""

@@ -1,0 +1,141 @@
+"""Putting the engine on a systemd host, replacing it service by service, taking it away again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mooring.kit.config import DEFAULT_FILE, Settings, load
+
+from .manager import Manager, ManagerError
+from .settings import (
+    CONTAINERS,
+    SERVICES,
+    SHIMS,
+    TARGET,
+    Layout,
+    files,
+    is_systemd,
+    service,
+    sockets,
+)
+
+Say = Callable[[str], None]
+CGROUP = f"/mooring.slice/{CONTAINERS}"
+_DEFAULTS: dict[str, object] = {"cgroup_parent": CGROUP}
+REPLACED = ("lifecycle", "runtime", "shim-agent", "gateway")
+"""In the order in which an upgrade replaces them; each finds the one before it renewed."""
+
+
+def install(
+    layout: Layout, given: Mapping[str, object], say: Say, config: Path = DEFAULT_FILE
+) -> Settings:
+    """Lay everything down, enable it and start it; repeated, it brings things up to date."""
+    _check_host()
+    write_config(config, given)
+    settings = load(environ={}, file=config)
+    say(f"settings in {config}")
+    for path, text in files(settings, layout, config).items():
+        _write(path, text)
+    say(f"units in {layout.units}")
+    _command("systemd-sysusers", str(layout.sysusers))
+    _command("systemd-tmpfiles", "--create", str(layout.tmpfiles))
+    with Manager() as manager:
+        manager.reload()
+        manager.enable([TARGET, *sockets(settings)])
+        for unit in sockets(settings):
+            manager.start(unit)
+        for name in SERVICES:
+            say(f"starting {service(name)}")
+            manager.start(service(name))
+        manager.start(TARGET)
+    return settings
+
+
+def replace(layout: Layout, say: Say, config: Path = DEFAULT_FILE) -> Settings:
+    """Replace the services one by one by what is installed now; containers and clients stay."""
+    _check_host()
+    settings = load(environ={}, file=config)
+    for path, text in files(settings, layout, config).items():
+        _write(path, text)
+    with Manager() as manager:
+        manager.reload()
+        for name in REPLACED:
+            say(f"replacing {service(name)}")
+            manager.restart(service(name))
+    return settings
+
+
+def uninstall(layout: Layout, say: Say, *, purge: bool, config: Path = DEFAULT_FILE) -> None:
+    """Stop the services and take the units away; purge: stop what still runs of containers too."""
+    _check_host()
+    settings = load(environ={}, file=config)
+    with Manager() as manager:
+        manager.disable([TARGET, *sockets(settings)])
+        # Those who take requests first, so that nobody is promised anything any more.
+        for unit in (*sockets(settings), *map(service, reversed(SERVICES)), TARGET):
+            say(f"stopping {unit}")
+            manager.stop(unit)
+        if purge:
+            for unit in (CONTAINERS, SHIMS):
+                say(f"stopping {unit}")
+                manager.stop(unit)
+        for path in files(settings, layout, config):
+            # The cgroups of containers that go on are still systemd's to know.
+            if purge or path.name not in (CONTAINERS, SHIMS, "mooring.slice"):
+                path.unlink(missing_ok=True)
+        manager.reload()
+    if purge:
+        config.unlink(missing_ok=True)
+
+
+def write_config(config: Path, given: Mapping[str, object]) -> None:
+    """Write the settings file: what was given over what is there over this mode's defaults."""
+    known: dict[str, object] = {}
+    if config.exists():
+        known = tomllib.loads(config.read_text())
+    values = {**_DEFAULTS, **known, **given}
+    load(values, environ={}, file=Path(os.devnull))  # ConfigError before anything is written.
+    if values != known:
+        lines = [f"{key} = {_toml(value)}\n" for key, value in values.items()]
+        _write(
+            config,
+            "# The settings of Mooring; `mooring install` keeps what is here.\n" + "".join(lines),
+        )
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _check_host() -> None:
+    if os.geteuid() != 0:
+        raise ManagerError("this needs root: it writes units and starts services")
+    if not is_systemd():
+        raise ManagerError(
+            "systemd does not run this host; `mooring up` runs the engine without it"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(0o644)
+    temporary.rename(path)
+
+
+def _command(*arguments: str) -> None:
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ManagerError(f"{arguments[0]}: {done.stderr.strip()}")

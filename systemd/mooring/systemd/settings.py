@@ -1,0 +1,121 @@
+"""What the units are written for: directories, addresses, the programs' place."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from mooring.kit.config import DEFAULT_FILE, Settings, parse_host
+
+DEFAULT_PREFIX = Path("/usr/local")
+"""systemd, systemd-sysusers and systemd-tmpfiles read `lib/…` below it."""
+GROUP = "mooring"
+"""Whose members may use the API's unix socket."""
+SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
+"""In the order in which they are started."""
+TARGET = "mooring.target"
+CONTAINERS, SHIMS = "mooring-containers.service", "mooring-shims.service"
+_WANTED_FILES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where an installation puts its files."""
+
+    prefix: Path
+
+    @property
+    def units(self) -> Path:
+        """Where the units go."""
+        return self.prefix / "lib/systemd/system"
+
+    @property
+    def sysusers(self) -> Path:
+        """Which users are made at boot."""
+        return self.prefix / "lib/sysusers.d/mooring.conf"
+
+    @property
+    def tmpfiles(self) -> Path:
+        """Which directories are made at boot."""
+        return self.prefix / "lib/tmpfiles.d/mooring.conf"
+
+
+def service(name: str) -> str:
+    """The unit of a service."""
+    return f"mooring-{name}.service"
+
+
+def sockets(settings: Settings) -> dict[str, str]:
+    """The socket units that these settings need, with the ListenStream lines of each."""
+    found: dict[str, list[str]] = {}
+    for host in settings.host:
+        kind, address, port = parse_host(host)
+        if kind == "unix":
+            unit, text = "mooring-gateway.socket", address
+        else:
+            unit = "mooring-gateway-tcp.socket"
+            text = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        found.setdefault(unit, []).append(f"ListenStream={text}")
+    return {unit: "\n".join(lines) for unit, lines in found.items()}
+
+
+def files(settings: Settings, layout: Layout, config: Path = DEFAULT_FILE) -> dict[Path, str]:
+    """Every file of an installation and its content."""
+    listen = sockets(settings)
+    hardened = _template("hardened").rstrip("\n")
+    values = {
+        "BIN": str(Path(sys.executable).parent),
+        "PYTHON": sys.executable,
+        "CONFIG": str(config),
+        "STATE": str(settings.state_dir),
+        "RUN": str(settings.run_dir),
+        "GROUP": GROUP,
+        "SOCKETS": " ".join(listen),
+        "NOFILE": str(open_files()),
+        "HARDENED": hardened,
+    }
+    found: dict[Path, str] = {}
+    for name in _templates():
+        match Path(name).suffix:
+            case ".sysusers":
+                path = layout.sysusers
+            case ".tmpfiles":
+                path = layout.tmpfiles
+            case ".socket" if name not in listen:
+                continue
+            case ".socket" | ".service" | ".slice" | ".target":
+                path = layout.units / name
+            case _:
+                continue
+        text = _template(name)
+        if name in listen:
+            text = text.replace("ListenStream=@ADDRESS@", listen[name])
+        for key, value in values.items():
+            text = text.replace(f"@{key}@", value)
+        found[path] = text
+    return found
+
+
+def open_files() -> int:
+    """How many descriptors a service may have: what it wants, or what this host lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
+
+
+def is_systemd() -> bool:
+    """Whether systemd runs this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def _templates() -> Iterator[str]:
+    folder = resources.files("mooring.systemd") / "units"
+    return (entry.name for entry in folder.iterdir())
+
+
+def _template(name: str) -> str:
+    return (resources.files("mooring.systemd") / "units" / name).read_text()
