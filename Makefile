@@ -2,9 +2,8 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-SOURCES := services api-gateway lifecycle-manager shim-agent runtime-worker
 
-.PHONY: demo test lint unit bench clean
+.PHONY: demo test test-systemd lint unit bench clean
 
 demo: $(VENV)/.installed
 	$(PY) demo/demo.py
@@ -18,9 +17,15 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The engine as units of a real systemd, in a host that systemd-nspawn boots (built once, 2 minutes).
+test-systemd: $(VENV)/.installed
+	tools/install-packages systemd-container debootstrap dbus libsystemd-dev pkg-config gcc python3-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,nats,systemd]'
+	$(PY) -m pytest -m systemd tests/systemd
+
 # What needs no root and no engine, for a quick look while working.
 unit: $(VENV)/.installed
-	$(PY) -m pytest -m "not kernel and not fault"
+	$(PY) -m pytest -m "not kernel and not fault and not systemd"
 
 # The figures, side by side with Debian's dockerd in one run.
 bench: $(VENV)/.installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mooring.kit.config import Settings
 
@@ -31,9 +31,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(f"engine [bold]{found['instance']}[/]: {found['state']}, run by systemd")
     for address in found["hosts"]:
         console.print(f"API {address}", highlight=False, soft_wrap=True)
-    table = Table(
-        "UNIT", "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "MEMORY", "CPU", box=None
-    )
+    # Names are what one passes on to systemctl: never cut.
+    name = Column("UNIT", no_wrap=True, min_width=max(len(u["name"]) for u in found["units"]))
+    table = Table(name, "STATE", "PID", "UPTIME", "RESTARTS", "WATCHDOG", "MEMORY", "CPU", box=None)
     for unit in found["units"]:
         colour = "green" if unit["state"] == "active" else "yellow"
         watchdog = "–"

@@ -106,6 +106,7 @@ def _port(path: Path) -> int:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
+        path.chmod(0o644)
         return port
     except (OSError, ValueError, KeyError):
         pass  # None chosen yet, or somebody else has it now.
@@ -121,5 +122,7 @@ def _write(path: Path, text: str, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "w") as file:
+        # Whatever the umask: the services that are not root read the address.
+        os.fchmod(descriptor, mode)
         file.write(text)
     os.rename(temporary, path)

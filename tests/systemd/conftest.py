@@ -1,0 +1,41 @@
+"""One host for the module's tests, with the engine installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+import image
+
+from .host import Host, booted
+
+NEEDED = ("systemd-nspawn", "debootstrap", "docker", "dbus-daemon")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of them need root and a host: `make test-systemd`."""
+    for item in items:
+        if "tests/systemd/" in item.path.as_posix():
+            item.add_marker(pytest.mark.systemd)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A booted host without an engine."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        pytest.skip(f"needs root and {', '.join(missing)}")
+    with booted("mooring-a", tmp_path_factory.mktemp("host")) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def host(bare: Host) -> Iterator[Host]:
+    """A host with the engine installed and an image `bb` in it."""
+    bare.run("mooring", "install")
+    bare.run("docker", "load", data=image.busybox_archive("bb:latest"))
+    yield bare

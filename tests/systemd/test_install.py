@@ -1,0 +1,160 @@
+"""The engine as units of a real systemd: what an operator does to it, and what kills do."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from .host import Host
+
+SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+
+
+def until(what: Callable[[], bool], message: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, message
+        time.sleep(0.05)
+
+
+def counted(host: Host, name: str) -> int:
+    """How far a counting container has come; its log must have no gap."""
+    numbers = [int(line) for line in host.docker("logs", name).split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    return len(numbers)
+
+
+def answers(host: Host) -> bool:
+    return bool(host.docker("version", "--format", "{{.Server.Version}}", check=False).strip())
+
+
+def test_everything_is_active_and_ready(host: Host) -> None:
+    for name in SERVICES:
+        assert host.show(f"mooring-{name}.service", "ActiveState") == "active"
+    assert host.show("mooring.target", "ActiveState") == "active"
+    assert host.run("systemctl", "is-enabled", "mooring.target").strip() == "enabled"
+    assert host.run("stat", "-c", "%a %G", "/run/mooring/docker.sock").split() == ["660", "mooring"]
+
+
+def test_status_tells_what_systemd_knows(host: Host) -> None:
+    found = json.loads(host.run("mooring", "status", "--json"))
+    assert found["manager"] == "systemd" and found["state"] == "active"
+    units = {unit["name"]: unit for unit in found["units"]}
+    gateway = units["mooring-gateway.service"]
+    assert gateway["pid"] == int(host.show("mooring-gateway.service", "MainPID"))
+    assert gateway["watchdog"] == 30.0 and gateway["restarts"] >= 0
+    assert "mooring-gateway" in host.run("mooring", "status")
+
+
+@pytest.mark.parametrize("name", ["gateway", "lifecycle", "nats"])
+def test_what_needs_no_root_has_little_to_be_attacked_by(host: Host, name: str) -> None:
+    line = host.run("systemd-analyze", "security", "--no-pager", f"mooring-{name}.service")
+    level = line.strip().splitlines()[-1].split(":")[1].split()[0]
+    assert float(level) <= 3.0
+    pid = host.show(f"mooring-{name}.service", "MainPID")
+    assert host.run("stat", "-c", "%U", f"/proc/{pid}").strip() == f"mooring-{name}"
+
+
+def test_containers_are_in_no_cgroup_of_a_service(host: Host) -> None:
+    host.docker("run", "-d", "--name", "apart", "--network", "none", "bb", "sleep", "1000")
+    pid = host.docker("inspect", "-f", "{{.State.Pid}}", "apart").strip()
+    for line in host.run("cat", f"/proc/{pid}/cgroup").splitlines():
+        path = line.split(":", 2)[2]
+        assert path.startswith(
+            ("/mooring.slice/mooring-containers.service", "/mooring.slice/mooring-shims.service")
+        )
+    host.docker("rm", "-f", "apart")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_killed_service_comes_back_and_the_output_has_no_gap(host: Host, name: str) -> None:
+    unit = f"mooring-{name}.service"
+    container = f"count-{name}"
+    host.docker("run", "-d", "--name", container, "--network", "none", "bb", "sh", "-c", COUNT)
+    inode = host.run("stat", "-c", "%i", "/run/mooring/docker.sock")
+    pid = host.show(unit, "MainPID")
+    host.run("kill", "-9", pid)
+    until(lambda: host.show(unit, "MainPID") not in ("0", pid), f"{unit} does not come back")
+    until(lambda: answers(host), "the API does not answer")
+    assert host.run("stat", "-c", "%i", "/run/mooring/docker.sock") == inode
+    before = counted(host, container)
+    until(lambda: counted(host, container) > before, f"{container} has stopped printing")
+    host.docker("rm", "-f", container)
+
+
+@pytest.mark.parametrize("unit", ["mooring-containers.service", "mooring-shims.service"])
+def test_the_keeper_of_a_cgroup_may_be_killed(host: Host, unit: str) -> None:
+    host.docker("run", "-d", "--name", "safe", "--network", "none", "bb", "sh", "-c", COUNT)
+    host.run("kill", "-9", host.show(unit, "MainPID"))
+    until(lambda: host.show(unit, "ActiveState") == "active", f"{unit} is not active")
+    before = counted(host, "safe")
+    until(lambda: counted(host, "safe") > before, "safe has stopped printing")
+    assert (
+        host.docker("inspect", "-f", "{{.RestartCount}} {{.State.Running}}", "safe") == "0 true\n"
+    )
+    host.docker("rm", "-f", "safe")
+
+
+def test_restarting_and_stopping_services_touches_no_container(host: Host) -> None:
+    host.docker("run", "-d", "--name", "on", "--network", "none", "bb", "sh", "-c", COUNT)
+    pid = host.docker("inspect", "-f", "{{.State.Pid}}", "on").strip()
+    for name in SERVICES:
+        host.run("systemctl", "restart", f"mooring-{name}.service")
+    host.run("systemctl", "stop", "mooring.target")
+    until(lambda: host.show("mooring-gateway.service", "ActiveState") == "inactive", "runs on")
+    host.run("kill", "-0", pid)
+    host.run("systemctl", "start", "mooring.target")
+    until(lambda: answers(host), "the API does not answer")
+    assert host.docker("inspect", "-f", "{{.State.Pid}}", "on").strip() == pid
+    counted(host, "on")
+    host.docker("rm", "-f", "on")
+
+
+def test_an_upgrade_replaces_the_services_and_keeps_containers(host: Host) -> None:
+    host.docker("run", "-d", "--name", "kept", "--network", "none", "bb", "sh", "-c", COUNT)
+    before = {name: host.show(f"mooring-{name}.service", "MainPID") for name in SERVICES}
+    host.run("mooring", "upgrade")
+    after = {name: host.show(f"mooring-{name}.service", "MainPID") for name in SERVICES}
+    assert {name for name in SERVICES if before[name] == after[name]} == {"nats"}
+    now = counted(host, "kept")
+    until(lambda: counted(host, "kept") > now, "kept has stopped printing")
+    host.docker("rm", "-f", "kept")
+
+
+def test_after_a_reboot_containers_come_back_by_their_policy(host: Host) -> None:
+    common = ("-d", "--network", "none")
+    host.docker("run", *common, "--name", "always", "--restart", "always", "bb", "sleep", "1000")
+    host.docker("run", *common, "--name", "never", "bb", "sleep", "1000")
+    host.reboot()
+    until(lambda: answers(host), "the API does not answer after a reboot")
+
+    def state(name: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(host.docker("inspect", name))[0]["State"]
+        return found
+
+    until(lambda: state("always")["Running"] is True, "always has not come back")
+    until(lambda: state("never")["Running"] is False, "never is still said to run")
+    assert state("never")["Status"] == "exited"
+    assert host.docker("ps", "-q", "--filter", "name=never").strip() == ""
+    host.docker("rm", "-f", "always", "never")
+
+
+def test_uninstalling_leaves_containers_until_they_are_purged(host: Host) -> None:
+    host.docker("run", "-d", "--name", "last", "--network", "none", "bb", "sleep", "1000")
+    pid = host.docker("inspect", "-f", "{{.State.Pid}}", "last").strip()
+    host.run("mooring", "uninstall")
+    host.run("kill", "-0", pid)
+    assert host.run("systemctl", "list-units", "--all", "--no-legend", "mooring-gateway*") == ""
+    host.run("mooring", "install")
+    assert host.docker("inspect", "-f", "{{.State.Pid}}", "last").strip() == pid
+    host.run("mooring", "uninstall", "--purge")
+    until(
+        lambda: not host.run("sh", "-c", f"kill -0 {pid} 2>/dev/null && echo on", check=False),
+        "purged, and the container runs on",
+    )
+    left = host.run("sh", "-c", "ls /usr/local/lib/systemd/system /usr/local/lib/sysusers.d")
+    assert "mooring" not in left
