@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,8 @@ class Load(threading.Thread):
         self.done = 0
         self.sent = 0
         """Starts sent for the container at hand."""
+        self.last = ""
+        """What the engine said last."""
 
     def run(self) -> None:
         at = 0
@@ -161,6 +164,22 @@ class Load(threading.Thread):
                 self.done += 1
             except Exception as exc:
                 self.wrong.append(f"load-{self.number}-{at}: {type(exc).__name__}: {exc}")
+                self.wrong.append(self.explanation(f"load-{self.number}-{at}"))
+
+    def explanation(self, name: str) -> str:
+        """All there is to say about a container that something is wrong with."""
+        with contextlib.suppress(AssertionError):
+            until("the API answers", self.docker.answers)
+        record: Any = self.calm(lambda: self.docker.api("GET", f"/containers/{name}/json").json)
+        said = [f"last: {self.last}", f"record: {record}"]
+        said.append(f"events: {self.calm(lambda: self.docker.actions(name))}")
+        if isinstance(record, dict) and (id_ := record.get("Id")):
+            runs = list((self.docker.run / "shims").glob(f"{id_}.*"))
+            said += [f"{run.name}: {sorted(p.name for p in run.iterdir())}" for run in runs]
+            said += [line for line in self.docker.logs().splitlines() if id_[:12] in line][-40:]
+        else:
+            said += [line for line in self.docker.logs().splitlines() if name in line][-40:]
+        return "\n  ".join(said)
 
     def one(self, name: str) -> None:
         lines, code = random.randint(1, 200), random.randint(0, 100)
@@ -215,24 +234,26 @@ class Load(threading.Thread):
 
     def calm(self, step: object) -> object:
         """The step's value, or None while the engine is being killed under it."""
-        with contextlib.suppress(
+        try:
+            return step()  # type: ignore[operator]
+        except (
             OSError,
             http.client.HTTPException,
             AssertionError,
             ValueError,
             subprocess.TimeoutExpired,
-        ):
-            return step()  # type: ignore[operator]
+        ) as exc:
+            self.last = repr(exc)
         return None
 
     def started(self, name: str) -> bool:
         if self.docker.state_of(name) == "created":
             self.sent += 1
-            self.docker.docker("start", name, check=False)
+            self.last = self.docker.docker("start", name, check=False).stderr
         return self.docker.state_of(name) in ("running", "exited")
 
     def removed(self, name: str) -> bool:
-        self.docker.docker("rm", "-f", name, check=False)
+        self.last = self.docker.docker("rm", "-f", name, check=False).stderr
         return self.docker.api("GET", f"/containers/{name}/json").status == 404
 
 
@@ -259,7 +280,7 @@ def test_random_kills_under_load_lose_nothing(docker: Engine) -> None:
         thread.join(180)
     until("the API answers", docker.answers)
     wrong = [line for thread in load for line in thread.wrong]
-    assert not wrong, f"seed {seed}, {kills} kills: {wrong}"
+    assert not wrong, "\n".join([f"seed {seed}, {kills} kills", *wrong])
     assert sum(thread.done for thread in load) > 5
     assert docker.inspect("steady")["State"]["Pid"] == pid
     counted = numbers(docker.out("logs", "steady"))

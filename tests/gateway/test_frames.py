@@ -131,3 +131,11 @@ def test_timestamps_have_nine_digits() -> None:
 def test_errors_have_a_stream_of_their_own() -> None:
     assert error_text("no", raw=False) == b"\3\0\0\0\0\0\0\3no\n"
     assert error_text("no", raw=True) == b"no\n"
+
+
+def test_after_a_gap_the_line_that_was_begun_ends_and_the_next_whole_one_follows() -> None:
+    formatter = Formatter(raw=True)
+    before = frame(STDOUT, b"one\ntw") + frame(STDOUT, b"o, and more")[:20]
+    out = formatter.feed(before, 0)
+    out += formatter.feed(frame(STDOUT, b"hundred\nhundred and one\n"), 5000)
+    assert out == b"one\ntwo, a\nhundred and one\n"

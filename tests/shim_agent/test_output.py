@@ -15,7 +15,7 @@ from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import ExecExited, HostContainer, HostExec, OpenStream
 from mooring.kit.streams import Download, download
 from mooring.shim.agent import Agent
-from mooring.shim.frames import STDERR, STDOUT
+from mooring.shim.frames import STDERR, STDOUT, segment_name
 from mooring.shim.logread import frames
 
 from .conftest import Facts, Running, Shims, until
@@ -250,3 +250,46 @@ async def test_what_was_printed_is_read_to_the_end_though_the_container_is_remov
         await bus.request(subject, HostContainer(id=CONTAINER), Done)
         shutil.rmtree(one.container)
         assert await reading.rest() == block * 80
+
+
+async def test_a_reader_of_a_run_that_an_agent_never_knew_reads_to_its_end(
+    agent: Agent, bus: Bus, settings: Settings, shim: Shims
+) -> None:
+    one = shim()
+    one.start(hello=False).print(b"line\n")
+    one.exit(0, announce=False)
+    # What the host keeps of it when its end is known to all: the log.
+    shutil.rmtree(one.directory)
+    request = OpenStream(id=CONTAINER, offset=0, follow=True, until_run=1)
+    async with opened(bus, settings, request) as reading:
+        assert await reading.rest() == b"line\n"
+
+
+async def test_a_tail_that_broke_before_its_first_byte_begins_with_its_header_again(
+    agent: Agent, bus: Bus, settings: Settings, shim: Shims
+) -> None:
+    shim().start().print(b"one\ntwo\nthree\n")
+    async with opened(bus, settings, OpenStream(id=CONTAINER, tail=2)) as reading:
+        begin = reading.stream.begin
+    again = OpenStream(id=CONTAINER, offset=begin, begun=False)
+    async with opened(bus, settings, again) as reading:
+        assert await reading.rest() == b"two\nthree\n"
+
+
+async def test_a_shim_is_told_how_far_attached_readers_are(
+    agent: Agent, bus: Bus, settings: Settings, shim: Shims
+) -> None:
+    one = shim().start()
+    one.print(b"before\n")
+    end = (one.log / segment_name(0)).stat().st_size
+    request = OpenStream(id=CONTAINER, from_end=True, follow=True, until_run=1, reader="me")
+    async with opened(bus, settings, request):
+        assert not [op for op in one.ops if op["op"] == "pin"]
+        one.tell({"event": "press"})
+        await until(lambda: any(op["op"] == "pin" for op in one.ops))
+        assert one.ops[-1]["readers"] == {"me": end}
+        async with opened(bus, settings, OpenStream(id=CONTAINER, follow=True, until_run=1)):
+            pass
+    await until(lambda: one.ops[-1].get("readers") == {})
+    one.vanish()
+    await until(lambda: one.ops[-1]["op"] == "hello")

@@ -121,7 +121,8 @@ async def test_an_exit_is_followed_by_the_next_run(
     assert (fact.restarting, fact.restart_count) == (True, 1)
     started = await facts.next(subjects.FACT_STARTED, ContainerStarted)
     assert (started.run, started.restart_count) == (2, 1)
-    assert json.loads(path.read_text())["run"] == 2
+    # Written once the stream has the fact: the test may hear of that first.
+    await until(lambda: json.loads(path.read_text())["run"] == 2)
 
 
 async def test_facts_keep_their_order_when_a_run_is_over_at_once(

@@ -9,6 +9,7 @@ from .frames import STDERR, STDOUT, FrameReader, Piece
 
 _MUX = struct.Struct(">BxxxI")
 _ERROR_STREAM = 3
+_NEWLINE = 10
 
 
 def multiplexed(stream: int, data: bytes) -> bytes:
@@ -60,6 +61,12 @@ class Formatter:
         self._until_ns = until_ns
         self._simple = not (self._prefixed or since_ns or until_ns)
         self._cut = False
+        self._next: int | None = None
+        """The offset of the byte that comes next."""
+        self._open_line = False
+        """What was sent last is no whole line."""
+        self._last = STDOUT
+        """The stream that it was of."""
         self._fresh = {STDOUT: True, STDERR: True}
         """By stream: whether the next byte begins a line."""
 
@@ -67,10 +74,16 @@ class Formatter:
         """The log begins where it was rotated, perhaps inside a line: that one is left out."""
         self._cut, self._simple = True, False
 
-    def feed(self, data: bytes | memoryview) -> bytes:
-        """The client's bytes for some more bytes of the log."""
-        pieces = self.frames.feed(data)
+    def feed(self, data: bytes | memoryview, offset: int | None = None) -> bytes:
+        """The client's bytes for some more bytes of the log; `offset`: of the first of them."""
         out: list[bytes | memoryview] = []
+        if offset is not None and offset != self._next:
+            if self._next is not None:
+                self._skip(offset, out)
+            self._next = offset
+        if self._next is not None:
+            self._next += len(data)
+        pieces = self.frames.feed(data)
         wanted, raw = self._wanted, self._raw
         if self._simple:
             for stream, _, payload, _, _ in pieces:
@@ -78,10 +91,21 @@ class Formatter:
                     if not raw:
                         out.append(_MUX.pack(stream, len(payload)))
                     out.append(payload)
+                    self._last = stream
         else:
             for piece in pieces:
                 self._piece(piece, out)
+        if out:
+            self._open_line = out[-1][-1] != _NEWLINE
         return b"".join(out)
+
+    def _skip(self, offset: int, out: list[bytes | memoryview]) -> None:
+        """The log was rotated away up to `offset`: what was begun ends here."""
+        if self._open_line:
+            out.append(b"\n" if self._raw else multiplexed(self._last, b"\n"))
+        self._fresh = dict.fromkeys(self._fresh, True)
+        self.frames = FrameReader(offset)
+        self.cut_first_line()
 
     def _piece(self, piece: Piece, out: list[bytes | memoryview]) -> None:
         stream = piece.stream
@@ -103,6 +127,7 @@ class Formatter:
         if not self._raw:
             out.append(_MUX.pack(stream, len(payload)))
         out.append(payload)
+        self._last = stream
 
     def _with_prefix(self, stream: int, time_ns: int, payload: bytes) -> bytes:
         prefix = f"{timestamp(time_ns)} " if self._timestamps else ""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,12 @@ _ACK_TIMEOUT = 30.0
 """Seconds for one answer to a chunk of input; it is asked again after that."""
 
 
-def resume_at(request: OpenStream, offset: int) -> OpenStream:
-    """The same stream from an offset on."""
+def resume_at(request: OpenStream, offset: int, *, begun: bool = True) -> OpenStream:
+    """The same stream from an offset on; `begun`: something of it has arrived."""
     return request.model_copy(
         update={
             "offset": offset,
+            "begun": begun,
             "tail": None,
             "since_ns": 0,
             "at_run": None,
@@ -43,12 +44,22 @@ def resume_at(request: OpenStream, offset: int) -> OpenStream:
     )
 
 
-def open_log(
-    bus: Bus, node: str, request: OpenStream
-) -> contextlib.AbstractAsyncContextManager[Download[OpenStream]]:
-    """A container's log, or an exec's output, as a download from its host."""
+@contextlib.asynccontextmanager
+async def open_log(bus: Bus, node: str, request: OpenStream) -> AsyncIterator[Download[OpenStream]]:
+    """A container's log, or an exec's output, as a download from its host.
+
+    A log that is rotated faster than its client reads goes on at what is there.
+    """
     subject = subjects.agent(node, subjects.AGENT_STREAM_OPEN)
-    return download(bus, subject, request, resume=resume_at)
+    begin = -1
+
+    def resume(request: OpenStream, offset: int) -> OpenStream:
+        return resume_at(request, offset, begun=offset != begin)
+
+    skips = not request.exec_id
+    async with download(bus, subject, request, resume=resume, skips=skips) as reading:
+        begin = reading.begin
+        yield reading
 
 
 @dataclass(slots=True)
@@ -125,8 +136,8 @@ class Relay:
         """Send what is read, as the client wants it, until the stream ends."""
         feed, send = self._formatter.feed, self._wire.send
         try:
-            async for _, data in reading:
-                out = feed(data)
+            async for offset, data in reading:
+                out = feed(data, offset)
                 if out:
                     await send(out)
         except (EngineError, FrameError) as exc:

@@ -47,13 +47,17 @@ logger = logging.getLogger(__name__)
 Q = TypeVar("Q", bound=Request)
 
 
+class Moved(Exception):
+    """Raised by a source: it can't go on from here, the stream is to be opened again."""
+
+
 class Source(Protocol):
     """What a download is sent from.
 
     `read` returns up to `limit` bytes from `offset` on, which only ever grows by what was read; it
     may wait for more, and b"" is the end of the stream. What it returned must not change later: it
-    is sent without a copy. An EngineError ends the stream with its message. `close` is called once,
-    whatever happened; `read` is cancelled before.
+    is sent without a copy. An EngineError ends the stream with its message, Moved has the reader
+    open it again. `close` is called once, whatever happened; `read` is cancelled before.
     """
 
     async def read(self, offset: int, limit: int) -> bytes:
@@ -130,7 +134,7 @@ class _Sender:
         reason, error = "end", None
         try:
             await self._send_all()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Moved):
             reason = MOVED
         except EngineError as exc:
             error = exc
@@ -188,7 +192,13 @@ class Download(Generic[Q]):
     """The reading side: iterate over (offset, bytes-like)."""
 
     def __init__(
-        self, bus: Bus, subject: str, request: Q, resume: Callable[[Q, int], Q], window: int
+        self,
+        bus: Bus,
+        subject: str,
+        request: Q,
+        resume: Callable[[Q, int], Q],
+        window: int,
+        skips: bool,
     ) -> None:
         self._bus = bus
         self._client = bus.client
@@ -196,6 +206,9 @@ class Download(Generic[Q]):
         self._request = request
         self._resume = resume
         self._window = window
+        self._skips = skips
+        self.begin = 0
+        """Of the first byte."""
         self.offset = 0
         """Of the byte that comes next."""
         self.reason = ""
@@ -217,6 +230,7 @@ class Download(Generic[Q]):
     async def open(self) -> None:
         """Open it the first time; the far side's EngineError if it refuses."""
         await self._open(self._request)
+        self.begin = self.offset
         self._client.on_reconnect.append(self._nudge.set)
         self._keeper = asyncio.create_task(self._keep(), name=f"download of {self._subject}")
 
@@ -271,7 +285,7 @@ class Download(Generic[Q]):
         expected = self.offset
         logger.debug("opening %s again at %d", self._subject, expected)
         await self._open(self._resume(self._request, expected))
-        if self.offset != expected:
+        if self.offset != expected and not (self._skips and self.offset > expected):
             raise EngineError(
                 f"a stream could not be resumed: it is at {self.offset} instead of {expected}"
             )
@@ -340,10 +354,19 @@ class Download(Generic[Q]):
 
 @contextlib.asynccontextmanager
 async def download(
-    bus: Bus, subject: str, request: Q, *, resume: Callable[[Q, int], Q], window: int = WINDOW
+    bus: Bus,
+    subject: str,
+    request: Q,
+    *,
+    resume: Callable[[Q, int], Q],
+    window: int = WINDOW,
+    skips: bool = False,
 ) -> AsyncIterator[Download[Q]]:
-    """Open a stream and read it; it is opened again by itself with resume(request, offset)."""
-    reading = Download(bus, subject, request, resume, window)
+    """Open a stream and read it; it is opened again by itself with resume(request, offset).
+
+    skips: it may then go on at a later byte, if what comes next is gone.
+    """
+    reading = Download(bus, subject, request, resume, window, skips)
     try:
         await reading.open()
         yield reading

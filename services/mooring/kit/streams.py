@@ -6,11 +6,12 @@ writer.
 
 from __future__ import annotations
 
-from .downloads import Download, Source, download, serve_downloads
+from .downloads import Download, Moved, Source, download, serve_downloads
 from .uploads import Upload, Uploader, serve_uploads, upload
 
 __all__ = [
     "Download",
+    "Moved",
     "Source",
     "Upload",
     "Uploader",

@@ -48,6 +48,8 @@ class Channel:
         sock.setblocking(False)
         self.descriptors: list[int] = []
         """What came with the last packet by SCM_RIGHTS; `take_descriptors` takes them over."""
+        self.pressed = False
+        """The shim wants to know who reads its log; it may ask before its helper has said hello."""
         self._sock = sock
         self._event = event
         self._closed = closed

@@ -26,13 +26,19 @@ from .frames import (
 
 _NONBLOCK = os.SPLICE_F_NONBLOCK if hasattr(os, "SPLICE_F_NONBLOCK") else 2
 _LEAST_FRAME = 64 << 10
+FREE = 1 << 62
+"""An offset beyond any log: nobody holds anything."""
+SURPLUS_BYTES = 64 << 20
+"""How much more than its limits allow a log may hold for who still reads it."""
+_SLACK_BYTES = 8 << 20
+"""What may come on top while a container ends: what its pipes hold."""
 
 
 class LogWriter:
     """Appends frames to one log directory. One writer at a time.
 
     `limit` is the size in bytes at which a segment ends, `keep` how many segments stay (0: all).
-    `end` is the logical offset after the last whole frame.
+    `end` is the logical offset after the last whole frame. What lies beyond `hold` stays as well.
     """
 
     __slots__ = (
@@ -44,6 +50,7 @@ class LogWriter:
         "_position",
         "directory",
         "end",
+        "hold",
         "keep",
         "limit",
         "missing",
@@ -54,6 +61,7 @@ class LogWriter:
         self.directory = directory
         self.limit = limit
         self.keep = keep
+        self.hold = FREE
         self._fd = self._index_fd = -1
         self._indexed = self._index_size = 0
         self.torn = self.missing = 0
@@ -164,6 +172,29 @@ class LogWriter:
         while len(self._bases) > 1 and self._bases[1] <= offset:
             self._unlink_first()
 
+    @property
+    def surplus(self) -> int:
+        """Bytes that are there beyond the limits, because they are held."""
+        if not self.keep or len(self._bases) <= self.keep:
+            return 0
+        return max(1, self.end - self._bases[0] - self.keep * self.limit)
+
+    def shed(self, room: int = 0) -> None:
+        """Delete the oldest segments, but `keep` less `room`, and what is held within bounds."""
+        if not self.keep:
+            return
+        most = max(self.keep - room, 1)
+        bound = self.keep * self.limit + SURPLUS_BYTES + _SLACK_BYTES
+        while len(self._bases) > most and (
+            self._bases[1] <= self.hold or self.end - self._bases[0] > bound
+        ):
+            self._unlink_first()
+
+    @property
+    def first(self) -> int:
+        """The lowest offset that is there."""
+        return self._bases[0]
+
     def close(self) -> None:
         """Close the files; the log stays."""
         for fd in (self._fd, self._index_fd):
@@ -205,17 +236,14 @@ class LogWriter:
 
     def _rotate(self) -> None:
         # The oldest goes first, so that a full disk has room for the next.
-        while self.keep > 1 and len(self._bases) >= self.keep:
-            self._unlink_first()
+        self.shed(1)
         base = self.end
         self._open(base)
         self._bases.append(base)
         self._position = 0
         # The head of a segment is found by its name.
         self._indexed = base
-        if self.keep == 1:
-            while len(self._bases) > 1:
-                self._unlink_first()
+        self.shed()
         if self._index_size > 1 << 16:
             self._shorten_index()
 

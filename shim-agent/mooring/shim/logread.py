@@ -132,6 +132,20 @@ class LogReader:
             upper = anchor
         return upper, b""
 
+    def head_within(self, offset: int) -> bytes:
+        """What stands at an offset that `offset_of_tail` gave out: the header it was given with."""
+        upper = self.end()
+        start = max((a for a in self._anchors(upper) if a <= offset), default=None)
+        if start is None:
+            return b""
+        for position, stream, time_ns, length in self._walk(start, upper):
+            if position >= offset:
+                return b""
+            left = position + HEADER_SIZE + length - (offset + HEADER_SIZE)
+            if left > 0:
+                return HEADER.pack(MAGIC, stream, 0, left, time_ns)
+        return b""
+
     def offset_since(self, time_ns: int) -> int:
         """The first frame written at or after `time_ns`; the end if there is none."""
         upper = self.end()

@@ -126,6 +126,11 @@ def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes)
     connection.answer(request)
 
 
+def _pin(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    readers = {str(name): int(offset) for name, offset in request["readers"].items()}
+    connection.answer(request, {"first": shim.pins.pin(connection, readers)})
+
+
 def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     entry = shim.execs.get(request["exec"])
     if entry is not None:
@@ -188,6 +193,7 @@ OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
     "resume": _resume,
     "exec": _start_exec,
     "exec_trim": _exec_trim,
+    "pin": _pin,
     "exec_forget": _exec_forget,
     "pids": _pids,
     "stats": _stats,

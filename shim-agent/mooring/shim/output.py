@@ -6,11 +6,13 @@ Offsets are the log's own, so a stream that broke for whatever reason is opened 
 from __future__ import annotations
 
 import asyncio
+import os
 
-from mooring.kit.errors import NotFound, Unavailable
+from mooring.kit.errors import NotFound
 from mooring.kit.models.host import OpenStream
-from mooring.kit.streams import Source
+from mooring.kit.streams import Moved, Source
 
+from . import holding
 from .logread import LogReader, RotatedAway
 from .pinned import PinnedLog
 from .runs import Container, Containers, Exec, Run
@@ -19,6 +21,8 @@ from .work import Work
 
 TRIM_EVERY = 4 << 20
 """Bytes that a reader of an exec goes on before what it has read is given up."""
+PIN_EVERY = 1 << 20
+"""Bytes that an attached reader goes on before what it has read is given up."""
 TRIM_BEHIND = 2 << 20
 """Bytes that are kept for a reader that resumes: more than a stream has in flight."""
 ABANDONED = 1 << 62
@@ -46,10 +50,20 @@ class Outputs:
         if request.exec_id:
             return self._open_exec(container, request)
         reader = LogReader(f"{self._state_dir}/containers/{request.id}/log")
-        begin, head = _begin(reader, container, request)
-        stop = None if request.follow else reader.end()
         until = request.until_run or container.latest_number
-        return LogSource(container, reader, until, stop, (begin, head)), begin
+        source = LogSource(container, reader, until, request.reader)
+        try:
+            if request.reader:
+                # Its place is looked for while all that is there stays.
+                await holding.settle(container)
+            begin, head = _begin(reader, container, request)
+            source.place(begin, head, None if request.follow else reader.end())
+            if request.follow and request.at_run is None:
+                source.look(self._shims.directory_of(request.id, until))
+        except BaseException:
+            await source.close()
+            raise
+        return source, begin
 
     def _open_exec(self, container: Container, request: OpenStream) -> tuple[Source, int]:
         source = ExecSource(container, request.exec_id, request.run, self._work)
@@ -57,33 +71,50 @@ class Outputs:
 
 
 class LogSource:
-    """The log of a container: up to `stop`, or (None) to the end of the run `until`.
+    """The log of a container, to the end of the run `until`; `name`: of a reader it is kept for."""
 
-    `head` is what stands at an offset in place of the log's bytes: a stream that begins inside a
-    frame, at one of its lines, needs a frame's header there.
-    """
-
-    def __init__(
-        self,
-        container: Container,
-        reader: LogReader,
-        until: int,
-        stop: int | None,
-        head: tuple[int, bytes],
-    ) -> None:
+    def __init__(self, container: Container, reader: LogReader, until: int, name: str) -> None:
+        self.name = name
+        self.needed = 0
+        """Below this offset, its reader has everything."""
         self._container = container
         self._reader = reader
         self._until = until
-        self._stop = stop
-        self._head, self._instead = head
-        self._offset = head[0]
+        self._stop: int | None = None
+        self._over = False
+        """The run was over, and nothing is left of it but its log, when the stream was opened."""
+        self._begin = self._offset = 0
+        self._instead = b""
         self._pinned: PinnedLog | None = None
         container.users += 1
+        if name:
+            for former in container.sources:
+                if former.name == name:
+                    # Its reader has come back here.
+                    former.name = ""
         container.sources.add(self)
+
+    def place(self, begin: int, instead: bytes, stop: int | None) -> None:
+        """Where it begins, and where it stops, if that is known.
+
+        `instead` is what stands there in place of the log's bytes: a stream that begins inside a
+        frame, at one of its lines, needs a frame's header there.
+        """
+        self._begin = self._offset = self.needed = begin
+        self._instead, self._stop = instead, stop
+
+    def look(self, run_directory: str) -> None:
+        """Find out whether the run is over of which an agent knows that was started later."""
+        if self._until <= self._container.latest_number or os.path.exists(run_directory):
+            return
+        self._over = self._reader.offset_of_run(self._until) is not None
 
     async def read(self, offset: int, limit: int) -> bytes:
         """Log bytes from `offset` on; waits for the next ones; empty at the end."""
         self._offset = offset
+        if self.name and offset - self.needed >= PIN_EVERY + TRIM_BEHIND:
+            self.needed = offset - TRIM_BEHIND
+            holding.tell(self._container)
         while self._pinned is None:
             if run := self._container.live:
                 self._reader.known_end(run.watch.end)
@@ -108,12 +139,12 @@ class LogSource:
             self._pinned = PinnedLog(self._reader.directory, self._offset, end)
 
     def _read(self, offset: int, limit: int) -> bytes:
-        skipped = offset - self._head
+        skipped = offset - self._begin
         try:
             data = self._reader.read(offset, limit)
         except RotatedAway as exc:
-            # Ended with an error, the stream is opened again, at what is there.
-            raise Unavailable(f"the log was rotated while it was read: {exc}") from exc
+            # It goes on at what is there.
+            raise Moved from exc
         if self._instead and 0 <= skipped < len(self._instead):
             instead = self._instead[skipped : skipped + len(data)]
             return instead + data[len(instead) :]
@@ -123,6 +154,8 @@ class LogSource:
         """Nobody reads any more."""
         self._container.users -= 1
         self._container.sources.discard(self)
+        if self.name:
+            holding.tell(self._container)
         self._reader.close()
         if self._pinned is not None:
             self._pinned.close()
@@ -134,7 +167,7 @@ class LogSource:
         if run is not None:
             over = run.exit is not None
         else:
-            over = self._until <= container.latest_number
+            over = self._over or self._until <= container.latest_number
         if not over:
             return None
         reader = self._reader
@@ -154,6 +187,9 @@ class LogSource:
 
 class ExecSource:
     """The output of one exec, which may not have been started yet, to its end."""
+
+    name = ""
+    needed = 0
 
     def __init__(self, container: Container, id_: str, number: int, work: Work) -> None:
         self._container = container
@@ -256,7 +292,8 @@ async def _abandon(run: Run, id_: str, entry: Exec) -> None:
 def _begin(reader: LogReader, container: Container, request: OpenStream) -> tuple[int, bytes]:
     """The offset that a stream of a container's log begins at, and what stands there instead."""
     if request.offset is not None:
-        return max(request.offset, reader.first()), b""
+        begin = max(request.offset, reader.first())
+        return begin, b"" if request.begun else reader.head_within(begin)
     if request.tail is not None:
         return reader.offset_of_tail(request.tail)
     if request.from_end:

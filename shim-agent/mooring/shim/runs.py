@@ -27,6 +27,11 @@ KEPT_CONTAINERS = 1000
 class Pinnable(Protocol):
     """A stream of a log that may be deleted under it."""
 
+    name: str
+    """Of a reader that the log is kept for; empty if it is not."""
+    needed: int
+    """The offset it is kept from."""
+
     def pin(self) -> None:
         """Keep what there is readable without the log's directory."""
         ...
@@ -142,6 +147,7 @@ class Run:
         "orphans",
         "paused",
         "pidfd",
+        "pressed",
         "published",
         "record",
         "sources",
@@ -159,6 +165,8 @@ class Run:
         self.published = False
         """The exit fact is in the stream."""
         self.paused = False
+        self.pressed = False
+        """Its shim wants to know of the readers that the log is kept for."""
         self.pidfd = -1
         """Of init, while there is no exit record: the kernel's word should the shim be killed."""
         self.held: dict[str, int] = {}

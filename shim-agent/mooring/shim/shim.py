@@ -19,6 +19,7 @@ from .log import LogWriter
 from .loop import ONCE, READ, Loop
 from .operations import OPERATIONS, Refusal
 from .packets import dump, parse
+from .pins import Pins
 from .processes import NOT_EXECUTED, executed, exit_status, open_input, record_streams
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import fault, mark_executed, write_record
@@ -61,6 +62,7 @@ class Shim:
         self.recorder: Recorder
         self.input: Input
         self.listener: Listener
+        self.pins: Pins
         self._deadline = 0.0
         self._exit: tuple[int | None, int] = (None, 0)
         self._unsure = self._abandoned = False
@@ -81,6 +83,7 @@ class Shim:
         self.recorder.start()
         self.loop.watch(fds["pidfd"], READ, self._init_exited)
         self.listener = Listener(self.loop, fds["listener"], self._handle, self._disconnected)
+        self.pins = Pins(self.loop, self.recorder, self.listener)
         if "agent" in fds:
             self.listener.add(fds["agent"])
         if not record["own_pids"]:
@@ -143,6 +146,7 @@ class Shim:
             **self.record,
             "log_end": self.recorder.log.end,
             "paused": self.paused,
+            "pressed": self.pins.asked,
             "execs": [e.summary() for e in self.execs.values()],
         }
 
@@ -167,6 +171,7 @@ class Shim:
 
     def _disconnected(self, connection: Connection) -> None:
         self.recorder.disarm(connection)
+        self.pins.left(connection)
         for entry in self.execs.values():
             if entry.recorder is not None:
                 entry.recorder.disarm(connection)
@@ -258,6 +263,7 @@ class Shim:
             self.cgroup.kill()
         self._deadline = monotonic() + _DRAIN_SECONDS
         self.recorder.on_drained = self._finish
+        self.pins.free()
         if self.recorder.drained:
             self._finish()
         else:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mooring.kit.errors import EngineError, Unavailable
 
-from . import held, orphans, rundir
+from . import held, holding, orphans, rundir
 from .channel import Channel
 from .exits import HEALTH_PREFIX, Exits
 from .record import remove_tree
@@ -83,7 +83,7 @@ class Shims:
                 self._found(found, number)
 
     def _found(self, id_: str, number: int) -> None:
-        directory = f"{self._directory}/{rundir.name(id_, number)}"
+        directory = self.directory_of(id_, number)
         record = rundir.read_shim(directory)
         ended = rundir.read_exit(directory)
         if record is None and ended is None:
@@ -95,6 +95,10 @@ class Shims:
             self._ended(run, ended[0], acknowledged=ended[1])
         elif record is not None:
             self._work.start(self._recover(run), name=f"recover {id_}")
+
+    def directory_of(self, id_: str, number: int) -> str:
+        """The run directory of a run; it is there until the run's end is known to all."""
+        return f"{self._directory}/{rundir.name(id_, number)}"
 
     def _run(self, id_: str, number: int, directory: str) -> Run:
         container = self._containers.get(id_)
@@ -162,6 +166,11 @@ class Shims:
         match message["event"]:
             case "hello":
                 self._hello(channel, message)
+            case "press":
+                channel.pressed = True
+                if run is not None:
+                    run.pressed = True
+                    holding.tell(run.container)
             case _ if run is None:
                 return
             case "log":
@@ -177,7 +186,7 @@ class Shims:
 
     def _hello(self, channel: Channel, fields: dict[str, Any]) -> None:
         id_, number = str(fields["id"]), int(fields["run"])
-        run = self._run(id_, number, f"{self._directory}/{rundir.name(id_, number)}")
+        run = self._run(id_, number, self.directory_of(id_, number))
         if run.exit is not None or (run.channel is not None and run.channel.open):
             channel.close()
             return
@@ -185,6 +194,8 @@ class Shims:
         run.record = record = ShimRecord.parse(run.directory, fields)
         run.paused = bool(fields.get("paused"))
         run.channel = channel
+        run.pressed = channel.pressed or bool(fields.get("pressed"))
+        holding.tell(run.container)
         self._connected[channel] = run
         if run.pidfd < 0:
             run.pidfd = orphans.open_init(record.init)

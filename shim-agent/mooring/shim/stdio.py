@@ -42,6 +42,7 @@ class Recorder:
         "log",
         "name",
         "on_drained",
+        "on_surplus",
         "outputs",
         "trimmed",
     )
@@ -59,6 +60,8 @@ class Recorder:
         self._waiting = False
         self._watchers: list[tuple[int, Connection]] = []
         self.on_drained: Callable[[], None] | None = None
+        self.on_surplus: Callable[[], None] | None = None
+        """Called when the log has grown, and is larger than its limits."""
 
     def add(self, stream: int, fd: int, inlet: int = -1, master: int = -1) -> None:
         """Record what comes out of the pipe `fd`; for a pty, the pipe is filled from `master`."""
@@ -94,6 +97,15 @@ class Recorder:
                 self._wait()
             elif unread < 0:
                 self.log.trim(self.log.end)
+        elif self.on_surplus is not None and self.log.surplus:
+            self.on_surplus()
+
+    def block(self, full: bool) -> None:
+        """Leave the outputs unread while the log is `full`."""
+        if full:
+            self._wait()
+        elif self._waiting and self.error is None:
+            self.start()
 
     def notify(self) -> None:
         """Tell and disarm the watchers that the log's end has passed."""
@@ -120,6 +132,11 @@ class Recorder:
         """One of the outputs came to its end."""
         if self.on_drained is not None and self.drained:
             self.on_drained()
+
+    @property
+    def waiting(self) -> bool:
+        """The outputs are left unread for now."""
+        return self._waiting
 
     @property
     def drained(self) -> bool:

@@ -117,6 +117,8 @@ class Start:
         request = self._request
         log = LogWriter(request["log_dir"], request["log_max_size"], request["log_max_files"])
         self._log = log
+        # Somebody may still read the run before: who may not, the shim asks (pins.py).
+        log.hold = 0
         shim = os.getppid()
         self._record |= {
             "log_start": log.begin_run(request["run"]),

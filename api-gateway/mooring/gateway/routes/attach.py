@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Coroutine
 from typing import Any
 
@@ -65,6 +66,9 @@ class AttachRoutes:
         opened = _stream(record, replay=query.flag(request, "logs"), follow=follow)
         if opened is None:
             return empty(200)
+        if follow:
+            # Every byte, however little of it the log may keep.
+            opened.reader = secrets.token_hex(8)
         source = None
         if follow and query.flag(request, "stdin") and record.config.open_stdin:
             run = opened.until_run or record.run

@@ -82,8 +82,8 @@ class LogRoutes:
 async def _send(
     reading: Download[OpenStream], formatter: Formatter, stream: ResponseStream
 ) -> None:
-    async for _, data in reading:
-        out = formatter.feed(data)
+    async for offset, data in reading:
+        out = formatter.feed(data, offset)
         if out:
             await stream.write(out)
         if formatter.finished:

@@ -174,6 +174,10 @@ class OpenStream(HostContainer):
     follow: bool = False
     """Go on until the end of the run `until_run`; else stop at what is there now."""
     until_run: int | None = None
+    reader: str = ""
+    """A name that lasts: the log is kept, and its container may have to wait, for this reader."""
+    begun: bool = True
+    """False: resumed before a byte of it arrived."""
 
 
 class RunTruth(Model):
