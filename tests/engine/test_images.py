@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import tarfile
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +88,83 @@ def test_a_commit_that_cannot_be_is_refused_and_leaves_nothing(
     assert answer.status == status
     assert words in answer.message
     assert e.api("GET", "/images/json?all=1").json == before
+
+
+def test_saved_images_come_back_with_their_names_and_ids(e: Engine) -> None:
+    e.docker("run", "--name", "box", "bb", "sh", "-c", "echo saved > /f")
+    e.docker("commit", "box", "keep:1")
+    e.docker("tag", "keep:1", "keep:2")
+    archive = e.folder / "saved.tar"
+    e.docker("save", "-o", str(archive), "keep", "bb:latest")
+    ids = {name: e.out("inspect", "-f", "{{.Id}}", name) for name in ("keep:1", "keep:2", "bb")}
+    e.remove_all()
+    e.docker("rmi", "keep:1", "keep:2")
+    e.docker("load", "-i", str(archive))
+    assert {name: e.out("inspect", "-f", "{{.Id}}", name) for name in ids} == ids
+    assert e.out("run", "--rm", "keep:2", "cat", "/f") == "saved"
+
+
+def test_an_archive_is_an_oci_layout_and_a_docker_archive(e: Engine) -> None:
+    archive = e.folder / "both.tar"
+    e.docker("save", "-o", str(archive), "bb")
+    with tarfile.open(archive) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+    for name, data in files.items():
+        if name.startswith("blobs/"):
+            assert name == f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
+    (described,) = json.loads(files["index.json"])["manifests"]
+    assert described["annotations"]["io.containerd.image.name"] == "docker.io/library/bb:latest"
+    manifest = json.loads(files[f"blobs/sha256/{described['digest'][7:]}"])
+    (entry,) = json.loads(files["manifest.json"])
+    assert entry["RepoTags"] == ["bb:latest"]
+    assert entry["Config"] == f"blobs/sha256/{manifest['config']['digest'][7:]}"
+    assert entry["Layers"] == [
+        f"blobs/sha256/{layer['digest'][7:]}" for layer in manifest["layers"]
+    ]
+    assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    assert e.events(type="image")[-1]["Action"] == "save"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/images/nope/get", 404, "No such image: nope"),
+        ("/images/nope:1/get", 404, "reference does not exist"),
+        ("/images/UPPER/get", 400, "must be lowercase"),
+        ("/images/get", 400, "no image was named"),
+        ("/images/get?names=bb&names=nope", 404, "No such image: nope"),
+    ],
+)
+def test_what_cannot_be_saved_is_said_before_the_first_byte(
+    e: Engine, path: str, status: int, words: str
+) -> None:
+    answer = e.api("GET", path)
+    assert (answer.status, words in answer.message) == (status, True)
+
+
+def test_diff_says_what_was_added_changed_and_deleted(e: Engine) -> None:
+    script = "mkdir -p /a/b; echo x > /a/b/c; rm /bin/ls; chmod 700 /home; rm -r /var; mkdir /var"
+    e.docker("run", "--name", "box", "bb", "sh", "-c", script)
+    assert e.out("diff", "box").splitlines() == [
+        "A /a", "A /a/b", "A /a/b/c", "C /bin", "D /bin/ls", "C /home", "C /var",
+    ]  # fmt: skip
+
+
+def test_diff_of_a_container_that_never_ran_is_empty(e: Engine) -> None:
+    e.docker("create", "--name", "box", "bb")
+    assert e.api("GET", "/containers/box/changes").json is None
+
+
+def test_export_is_what_the_container_sees(e: Engine) -> None:
+    e.docker("run", "--name", "box", "bb", "sh", "-c", "rm /bin/ls; echo mine > /etc/mine")
+    archive = e.folder / "export.tar"
+    e.docker("export", "-o", str(archive), "box")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        assert tar.extractfile("etc/mine").read() == b"mine\n"  # type: ignore[union-attr]
+    assert "bin/busybox" in names
+    assert "bin/ls" not in names
+    assert not [name for name in names if ".wh." in name]
+    assert e.actions("box")[-1] == "export"
+    e.docker("import", "-c", "CMD cat /etc/mine", str(archive), "exported")
+    assert e.out("run", "--rm", "exported") == "mine"

@@ -23,6 +23,7 @@ from .routes.execs import ExecRoutes
 from .routes.images import ImageRoutes
 from .routes.logs import LogRoutes
 from .routes.networks import NetworkRoutes
+from .routes.saving import SavingRoutes
 from .routes.system import SystemRoutes
 from .routes.wait import WaitRoutes
 
@@ -45,6 +46,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         ExecRoutes,
         ImageRoutes,
         CommitRoute,
+        SavingRoutes,
         NetworkRoutes,
     )
     return [route for section in sections for route in section(gateway).routes()] + (

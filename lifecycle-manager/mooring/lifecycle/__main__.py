@@ -22,7 +22,7 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.exec import CreateExec, StartExec
-from mooring.kit.models.image import AddImage, RemoveImage, TagImage
+from mooring.kit.models.image import AddImage, NoteImage, RemoveImage, TagImage
 
 from .containers import ContainerHandlers
 from .endings import Endings
@@ -67,6 +67,7 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
         bus.serve(subjects.EXEC_START, StartExec, execs.start, group=group),
         bus.serve(subjects.IMAGE_ADD, AddImage, images.add, group=group),
         bus.serve(subjects.IMAGE_TAG, TagImage, images.tag, group=group),
+        bus.serve(subjects.IMAGE_NOTE, NoteImage, images.note, group=group),
         bus.serve(subjects.IMAGE_REMOVE, RemoveImage, images.remove, group=group),
     )
     await bus.consume(

@@ -20,6 +20,7 @@ from mooring.kit.models.image import (
     ImageChange,
     ImageRecord,
     ImageRemoved,
+    NoteImage,
     ReferenceRecord,
     RemoveImage,
     RemoveLayers,
@@ -91,6 +92,16 @@ class ImageHandlers:
         change = ImageChange(id=request.request_id, tag=[record])
         done = await self._carry_out(change, image, [("tag", reference.familiar())])
         return Done(revision=done.revision)
+
+    async def note(self, request: NoteImage) -> Done:
+        """Publish an event of images that changes none."""
+        now = time.time_ns()
+        for number, text in enumerate(request.images):
+            image = find_image(self._engine, text)
+            event = _event(image, request.action, image.id, now + number)
+            event.id = f"{image_key(image.id)}.note.{request.request_id}"
+            await self._engine.events.publish(event.actor, event)
+        return Done()
 
     # --- remove ---
 
@@ -187,18 +198,12 @@ class ImageHandlers:
     ) -> ImageChange:
         now = time.time_ns()
         change.owner, change.decided_ns = self._engine.owner, now
-        labels: dict[str, str] = image.config.get("Labels") or {}
         change.events = [
-            Event(
-                id=f"{image_key(image.id)}.{change.id}.{number}",
-                type="image",
-                action=action,
-                actor=image.id,
-                attributes={**labels, "name": name},
-                time_ns=now + number,
-            )
+            _event(image, action, name, now + number)
             for number, (action, name) in enumerate(happenings)
         ]
+        for number, event in enumerate(change.events):
+            event.id = f"{image_key(image.id)}.{change.id}.{number}"
         last = now + len(change.events)
         change.events += [
             event.model_copy(update={"time_ns": last + number}) for number, event in enumerate(more)
@@ -261,6 +266,17 @@ class ImageHandlers:
             request = RemoveLayers(image=image, keep=keep)
             with contextlib.suppress(NotFound):
                 await self._engine.hosts.remove_layers(node, request)
+
+
+def _event(image: ImageRecord, action: str, name: str, time_ns: int) -> Event:
+    labels: dict[str, str] = image.config.get("Labels") or {}
+    return Event(
+        type="image",
+        action=action,
+        actor=image.id,
+        attributes={**labels, "name": name},
+        time_ns=time_ns,
+    )
 
 
 def _answer(change: ImageChange) -> ImageRemoved:

@@ -21,6 +21,7 @@ from mooring.kit.process import Service
 from . import node, spec
 from .bundle import Bundles
 from .containers import Containers, Parts
+from .images import sending
 from .images import service as images
 from .joins import Joins
 from .launching import Launcher, spawn
@@ -89,6 +90,7 @@ async def main(settings: Settings, service: Service) -> None:
         async with Bus.connect(settings, "runtime") as bus, _background(reaper):
             image_service = await images.serve(bus, settings)
             image_service.on_removed.append(snapshots.forget)
+            await sending.serve(bus, settings, snapshots)
             facts = node.facts()
             # No start has to wait for the default filter to be compiled.
             usual = spec.capability_names(HostConfig(), facts)

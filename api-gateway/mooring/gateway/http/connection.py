@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
             first += b"Connection: close\r\n"
         self._transport.writelines([first, wire])
 
-    def send_parts(self, parts: list[bytes]) -> None:
+    def send_parts(self, parts: list[bytes | memoryview]) -> None:
         """Send now or as soon as the socket takes it."""
         if self._lost or self._transport.is_closing():
             raise ConnectionResetError("the client is gone")

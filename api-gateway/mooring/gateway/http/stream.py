@@ -15,7 +15,7 @@ class ResponseStream:
         self._connection = connection
         self._chunked = chunked
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Send data; waits while the client does not read. ConnectionError once it is gone."""
         if not data:
             return

@@ -10,6 +10,7 @@ from mooring.kit import subjects
 from mooring.kit.errors import EngineError
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import NoteContainer
+from mooring.kit.models.image import NoteImage
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,19 @@ async def note(
     """Have the event recorded before what comes next; if that takes long, in the background."""
     message = NoteContainer(container=container, action=action, attributes=attributes or {})
     await asyncio.wait({engine.background(_record(engine, message))}, timeout=PATIENCE)
+
+
+async def note_images(engine: Engine, images: list[str], action: str) -> None:
+    """The same for an event of images, by their ids."""
+    message = NoteImage(images=images, action=action)
+    await asyncio.wait({engine.background(_record_images(engine, message))}, timeout=PATIENCE)
+
+
+async def _record_images(engine: Engine, message: NoteImage) -> None:
+    try:
+        await engine.bus.request(subjects.IMAGE_NOTE, message, Done, timeout=_DEADLINE)
+    except EngineError as exc:
+        logger.warning("the event %s of images was not recorded: %s", message.action, exc.message)
 
 
 async def _record(engine: Engine, message: NoteContainer) -> None:

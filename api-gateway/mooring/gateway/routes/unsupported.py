@@ -11,8 +11,6 @@ from mooring.gateway.router import Route
 from mooring.kit.errors import NotSupported, Unavailable
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
-    ("GET", "/containers/{id}/changes", "listing the changes of a container's file system"),
-    ("GET", "/containers/{id}/export", "exporting a container"),
     ("POST", "/containers/{id}/update", "updating a container"),
     ("HEAD", "/containers/{id}/archive", "copying files from a container"),
     ("GET", "/containers/{id}/archive", "copying files from a container"),
@@ -20,8 +18,6 @@ _NOT_YET: tuple[tuple[str, str, str], ...] = (
     ("POST", "/containers/{id}/checkpoints", "checkpointing a container"),
     ("GET", "/containers/{id}/checkpoints", "checkpointing a container"),
     ("POST", "/images/{name}/push", "pushing images"),
-    ("GET", "/images/{name}/get", "saving images"),
-    ("GET", "/images/get", "saving images"),
     ("GET", "/images/search", "searching a registry"),
     ("POST", "/images/prune", "pruning images"),
     ("GET", "/images/{name}/attestations", "attestations of images"),

@@ -64,6 +64,11 @@ class ImageViews:
         """When a reference was last pointed at the image."""
         return max((record.tagged_ns for record in self._references().get(image_id, ())), default=0)
 
+    def repository(self, name: str) -> list[str]:
+        """All references of a repository (its name in full), sorted."""
+        found = (entry.record.reference for entry in self.references.values())
+        return sorted(full for full in found if references.parse(full).name == name)
+
     def get(self, image_id: str) -> ImageRecord | None:
         """The image with exactly this id, `sha256:…`."""
         entry = self.images.get(image_id.removeprefix("sha256:"))

@@ -53,13 +53,16 @@ class Packed:
 
 
 def pack(
-    root: Path, write: Write, *, upper: bool, clean: bool = False, with_root: bool = False
+    root: Path | int, write: Write, *, upper: bool, clean: bool = False, with_root: bool = False
 ) -> Packed:
     """Write all that is below root; OSError.
 
     upper: it is an overlay's, with whiteouts. clean: take the overlay's own extended attributes
     off, as the directory is going to be a layer itself. with_root: an entry for root, too.
+    root may be a descriptor.
     """
+    if isinstance(root, int):
+        return _Packer(root, write, upper=upper, clean=clean).run(with_root=with_root)
     fd = os.open(root, _DIRECTORY)
     try:
         return _Packer(fd, write, upper=upper, clean=clean).run(with_root=with_root)

@@ -128,6 +128,48 @@ class ImageCommitted(Done):
     image_id: str
 
 
+class SavedImage(Model):
+    """An image of an archive; references in full form."""
+
+    image: ImageRecord
+    references: list[str] = []
+
+
+class SaveImages(Request):
+    """To a worker: open a download (kit.streams) of an archive of images."""
+
+    images: list[SavedImage]
+    offset: int = 0
+
+
+class ExportContainer(Request):
+    """To a worker: open a download of a tar of all that a container sees of its own files."""
+
+    container: str
+    image: ImageRecord | None = None
+    offset: int = 0
+
+
+class ListChanges(Request):
+    """To a worker: what a container has added, changed and deleted."""
+
+    container: str
+    image: ImageRecord | None = None
+
+
+class Changes(Done):
+    """Paths with Docker's kinds: 0 modified, 1 added, 2 deleted."""
+
+    changes: list[tuple[str, int]] = []
+
+
+class NoteImage(Request):
+    """Record an event that changes no image: save, push."""
+
+    images: list[str]
+    action: str
+
+
 class RemoveLayers(Request):
     """To a worker: free the layers that no image record needs any more."""
 
