@@ -73,6 +73,19 @@ class Settings(Model):
     """Serve TCP without client certificates: whoever reaches the port is root here."""
     request_timeout: float = Field(default=30.0, gt=0)
     """Seconds."""
+    registry_mirrors: list[str] = []
+    """URLs that are asked before Docker Hub."""
+    insecure_registries: list[str] = []
+    """`host`, `host:port` or CIDR of registries without TLS, or with a certificate of nobody's."""
+    registry_certs_dir: Path = Path("/etc/docker/certs.d")
+    """Docker's layout: <host:port>/*.crt are CAs, *.cert and *.key the client's certificate."""
+    max_concurrent_downloads: int = Field(default=3, ge=1, le=64)
+    max_concurrent_uploads: int = Field(default=5, ge=1, le=64)
+    max_download_attempts: int = Field(default=5, ge=1, le=100)
+    registry_retry_delay: float = Field(default=5.0, ge=0, le=60)
+    """Seconds before the first further attempt; each one after it waits so much longer."""
+    registry_stall_timeout: float = Field(default=60.0, gt=0)
+    """Seconds without a byte after which a registry's answer is given up."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +107,22 @@ class Settings(Model):
     def _listenable(cls, value: list[str]) -> list[str]:
         for address in value:
             parse_host(address)
+        return value
+
+    @field_validator("registry_mirrors")
+    @classmethod
+    def _mirrors(cls, value: list[str]) -> list[str]:
+        for url in value:
+            if not re.fullmatch(r"https?://[^/?#@]+/?", url):
+                raise ValueError(f"{url!r} is no http(s)://HOST[:PORT]")
+        return [url.rstrip("/") for url in value]
+
+    @field_validator("insecure_registries")
+    @classmethod
+    def _insecure(cls, value: list[str]) -> list[str]:
+        for entry in value:
+            if "://" in entry or ("/" in entry and not _is_network(entry)):
+                raise ValueError(f"{entry!r} is neither a host[:port] nor a CIDR")
         return value
 
     @field_validator("node_id")
@@ -136,6 +165,19 @@ class Settings(Model):
         """These settings as MOORING_* variables, all of them: no file can change any of them."""
         values = self.model_dump(mode="json")
         return {f"MOORING_{name.upper()}": _as_text(value) for name, value in values.items()}
+
+
+_LISTS = frozenset(
+    name for name, field in Settings.model_fields.items() if field.annotation == list[str]
+)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_host(address: str) -> tuple[str, str, int]:
@@ -200,7 +242,8 @@ def _read_environment(environ: Mapping[str, str]) -> tuple[str, dict[str, object
     for name in Settings.model_fields:
         text = environ.get(f"MOORING_{name.upper()}")
         if text is not None:
-            values[name] = [part for part in text.split(",") if part] if name == "host" else text
+            is_list = name in _LISTS
+            values[name] = [part for part in text.split(",") if part] if is_list else text
     return " (environment)", values
 
 

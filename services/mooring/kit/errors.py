@@ -48,6 +48,13 @@ class InvalidParameter(EngineError):
     status = 400
 
 
+class Unauthorized(EngineError):
+    """A registry does not accept the credentials."""
+
+    kind = "unauthorized"
+    status = 401
+
+
 class Forbidden(EngineError):
     """Understood, and refused for what the object is."""
 
@@ -83,6 +90,7 @@ KINDS: dict[str, type[EngineError]] = {
         Conflict,
         NotModified,
         InvalidParameter,
+        Unauthorized,
         Forbidden,
         NotSupported,
         Unavailable,
