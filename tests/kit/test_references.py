@@ -22,7 +22,7 @@ DIGEST = "sha256:" + "a" * 64
         ("a.b:5000/x/y:t", "a.b:5000/x/y:t", "a.b:5000/x/y:t"),
         ("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest"),
         (f"bb@{DIGEST}", f"docker.io/library/bb@{DIGEST}", f"bb@{DIGEST}"),
-        (f"bb:1@{DIGEST}", f"docker.io/library/bb:1@{DIGEST}", f"bb:1@{DIGEST}"),
+        (f"bb:1@{DIGEST}", f"docker.io/library/bb@{DIGEST}", f"bb@{DIGEST}"),
     ],
 )
 def test_a_reference_in_full_and_in_short(text: str, full: str, familiar: str) -> None:

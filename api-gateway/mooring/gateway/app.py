@@ -25,6 +25,7 @@ from .routes.logs import LogRoutes
 from .routes.networks import NetworkRoutes
 from .routes.saving import SavingRoutes
 from .routes.system import SystemRoutes
+from .routes.transfers import TransferRoutes
 from .routes.wait import WaitRoutes
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         ImageRoutes,
         CommitRoute,
         SavingRoutes,
+        TransferRoutes,
         NetworkRoutes,
     )
     return [route for section in sections for route in section(gateway).routes()] + (

@@ -26,9 +26,6 @@ def find_image(engine: Engine, text: str) -> ImageRecord:
             row = engine.images.get(image_key(named.record.image_id))
             if row is not None:
                 return row.record
-        by_digest = _by_repo_digest(engine, reference)
-        if by_digest is not None:
-            return by_digest
     by_id = find_by_id(engine, text)
     if by_id is not None:
         return by_id
@@ -53,16 +50,6 @@ def references_of(engine: Engine, image_id: str) -> list[ReferenceRecord]:
     """All references to an image, sorted."""
     found = [r for r in engine.references.records() if r.image_id == image_id]
     return sorted(found, key=lambda record: record.reference)
-
-
-def _by_repo_digest(engine: Engine, wanted: references.Reference) -> ImageRecord | None:
-    if not wanted.digest:
-        return None
-    name = f"{wanted.name}@{wanted.digest}"
-    for image in engine.images.records():
-        if name in image.repo_digests:
-            return image
-    return None
 
 
 def _shown(text: str) -> str:

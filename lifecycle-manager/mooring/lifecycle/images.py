@@ -58,9 +58,7 @@ class ImageHandlers:
         if known is not None:
             image = _merged(known.record, image)
         tags = [references.normalize(text) for text in request.references]
-        happenings = [(request.action, image.id)] if request.action in _EVENTS else []
-        if request.action in _TAG_EVENTS:
-            happenings += [("tag", references.familiar(tag)) for tag in tags]
+        happenings = _happenings(request, image.id, tags)
         change = ImageChange(
             id=request.request_id,
             add=image.model_copy(update={"added_ns": image.added_ns or now}),
@@ -90,7 +88,7 @@ class ImageHandlers:
             reference=str(reference), image_id=image.id, tagged_ns=time.time_ns()
         )
         change = ImageChange(id=request.request_id, tag=[record])
-        done = await self._carry_out(change, image, [("tag", reference.familiar())])
+        done = await self._carry_out(change, image, [("tag", image.id, reference.familiar())])
         return Done(revision=done.revision)
 
     async def note(self, request: NoteImage) -> Done:
@@ -98,7 +96,7 @@ class ImageHandlers:
         now = time.time_ns()
         for number, text in enumerate(request.images):
             image = find_image(self._engine, text)
-            event = _event(image, request.action, image.id, now + number)
+            event = _event(image, request.action, image.id, image.id, now + number)
             event.id = f"{image_key(image.id)}.note.{request.request_id}"
             await self._engine.events.publish(event.actor, event)
         return Done()
@@ -162,9 +160,9 @@ class ImageHandlers:
         self, command: str, image: ImageRecord, untag: list[ReferenceRecord], *, delete: bool
     ) -> ImageRemoved:
         deleted: list[str] = []
-        happenings = [("untag", image.id) for _ in untag]
+        happenings = [("untag", image.id, image.id) for _ in untag]
         if delete:
-            happenings.append(("delete", image.id))
+            happenings.append(("delete", image.id, image.id))
             kept = set(self._chains_of_others(image.id))
             chains = [layer.chain_id for layer in reversed(image.layers)]
             deleted = [image.id, *(chain for chain in chains if chain not in kept)]
@@ -193,14 +191,14 @@ class ImageHandlers:
         self,
         change: ImageChange,
         image: ImageRecord,
-        happenings: list[tuple[str, str]],
+        happenings: list[tuple[str, str, str]],
         more: Sequence[Event] = (),
     ) -> ImageChange:
         now = time.time_ns()
         change.owner, change.decided_ns = self._engine.owner, now
         change.events = [
-            _event(image, action, name, now + number)
-            for number, (action, name) in enumerate(happenings)
+            _event(image, action, actor, name, now + number)
+            for number, (action, actor, name) in enumerate(happenings)
         ]
         for number, event in enumerate(change.events):
             event.id = f"{image_key(image.id)}.{change.id}.{number}"
@@ -268,15 +266,26 @@ class ImageHandlers:
                 await self._engine.hosts.remove_layers(node, request)
 
 
-def _event(image: ImageRecord, action: str, name: str, time_ns: int) -> Event:
+def _event(image: ImageRecord, action: str, actor: str, name: str, time_ns: int) -> Event:
     labels: dict[str, str] = image.config.get("Labels") or {}
     return Event(
         type="image",
         action=action,
-        actor=image.id,
+        actor=actor,
         attributes={**labels, "name": name},
         time_ns=time_ns,
     )
+
+
+def _happenings(request: AddImage, image_id: str, tags: list[str]) -> list[tuple[str, str, str]]:
+    """What is told: action, actor, name. A pull and a push are told of the reference."""
+    if request.action in ("pull", "push") and tags:
+        reference = references.parse(tags[0])
+        return [(request.action, reference.familiar(), reference.familiar_name)]
+    found = [(request.action, image_id, image_id)] if request.action in _EVENTS else []
+    if request.action in _TAG_EVENTS:
+        found += [("tag", image_id, references.familiar(tag)) for tag in tags]
+    return found
 
 
 def _answer(change: ImageChange) -> ImageRemoved:
@@ -293,6 +302,6 @@ def _merged(known: ImageRecord, new: ImageRecord) -> ImageRecord:
         update={
             "added_ns": known.added_ns,
             "nodes": sorted({*known.nodes, *new.nodes}),
-            "repo_digests": sorted({*known.repo_digests, *new.repo_digests}),
+            "manifests": list(dict.fromkeys([*known.manifests, *new.manifests])),
         }
     )

@@ -23,6 +23,7 @@ from .bundle import Bundles
 from .containers import Containers, Parts
 from .images import sending
 from .images import service as images
+from .images.registry import service as registries
 from .joins import Joins
 from .launching import Launcher, spawn
 from .layout import Layout
@@ -91,6 +92,7 @@ async def main(settings: Settings, service: Service) -> None:
             image_service = await images.serve(bus, settings)
             image_service.on_removed.append(snapshots.forget)
             await sending.serve(bus, settings, snapshots)
+            registry_service = await registries.serve(bus, settings, image_service)
             facts = node.facts()
             # No start has to wait for the default filter to be compiled.
             usual = spec.capability_names(HostConfig(), facts)
@@ -116,6 +118,7 @@ async def main(settings: Settings, service: Service) -> None:
             record = node.describe(settings)
             await _announce(bus, record)
             await service.stop_requested()
+            await registry_service.close()
             await image_service.close()
     finally:
         await pool.close()

@@ -87,12 +87,19 @@ class Bus:
     # --- requests ---
 
     async def request(
-        self, subject: str, message: Request, reply: type[R], *, timeout: float = 30.0
+        self,
+        subject: str,
+        message: Request,
+        reply: type[R],
+        *,
+        timeout: float = 30.0,
+        silence: float = float("inf"),
     ) -> R:
         """Ask and get the typed answer, or the EngineError of the far side.
 
-        Unavailable if nobody answers within `timeout` seconds. When the connection breaks or the
-        answering process dies, the request is sent again under the same request_id.
+        Unavailable if nobody answers within `timeout` seconds, or nobody is even at work on it for
+        `silence` seconds. When the connection breaks or the answering process dies, the request is
+        sent again under the same request_id.
         """
         if not message.request_id:
             # A copy: the same message sent once more is another request.
@@ -103,7 +110,9 @@ class Bus:
         deadline = time.monotonic() + timeout
         reason = f"the bus does not answer ({subject})"
         wait = _FIRST_WAIT
-        while (left := deadline - time.monotonic()) > 0:
+        sign = time.monotonic()
+        while (left := min(deadline, sign + silence) - time.monotonic()) > 0:
+            began = time.monotonic()
             if not await self.client.wait_connected(left):
                 reason = "the bus (nats-server) is away"
                 break
@@ -111,6 +120,7 @@ class Bus:
                 answer = await self._ask(subject, data, deadline)
             except Disconnected:
                 reason = "the bus (nats-server) is away"
+                sign = time.monotonic()
                 continue
             except NoResponders:
                 reason = f"no {_owner(subject)} answers ({subject})"
@@ -119,6 +129,9 @@ class Bus:
                 continue
             except TimeoutError:
                 reason = f"the {_owner(subject)} did not answer in time ({subject})"
+                if time.monotonic() - began > SILENCE * 1.5:
+                    # Longer than nothing would have been waited for: it was at work meanwhile.
+                    sign = time.monotonic()
                 continue
             check_reply(answer)
             return decode(answer.data, reply)

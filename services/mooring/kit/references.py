@@ -55,8 +55,8 @@ class Reference(NamedTuple):
         return self.familiar_name + self._suffix()
 
     def tagged(self) -> Reference:
-        """With the tag `latest` if there is neither tag nor digest."""
-        return self if self.tag or self.digest else self._replace(tag=DEFAULT_TAG)
+        """What it is kept by: the digest if it has one, else the tag, or `latest`."""
+        return self._replace(tag="" if self.digest else self.tag or DEFAULT_TAG)
 
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")

@@ -27,6 +27,8 @@ from mooring.kit.models.image import (
 )
 from mooring.kit.streams import upload
 
+from .transfers import TransferRoutes
+
 _LOADED = "Loaded image: "
 
 
@@ -35,6 +37,7 @@ class ImageRoutes:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._transfers = TransferRoutes(gateway)
 
     def routes(self) -> list[Route]:
         """See Router."""
@@ -63,6 +66,7 @@ class ImageRoutes:
             schema.summary(
                 image,
                 tags,
+                views.digests(image.id),
                 version=request.version,
                 containers=-1,
                 shared_size=_shared(image, shared) if count_shared else -1,
@@ -80,7 +84,8 @@ class ImageRoutes:
         views = self._gateway.engine.images
         image = views.find(request.name)
         tagged = views.tagged_ns(image.id)
-        return json_reply(schema.inspect(image, views.tags(image.id), tagged, request.version))
+        tags, digests = views.tags(image.id), views.digests(image.id)
+        return json_reply(schema.inspect(image, tags, digests, tagged, request.version))
 
     def history(self, request: Request) -> Reply:
         """The steps that made it, newest first."""
@@ -131,13 +136,10 @@ class ImageRoutes:
         message = LoadImages(quiet=query.flag(request, "quiet", True))
         return await self._upload(request, subjects.RUNTIME_IMAGE_LOAD, message, "stream", "\n")
 
-    async def create(self, request: Request) -> Reply:
-        """Import a root file system; pulling is not there yet."""
+    async def create(self, request: Request) -> Reply | None:
+        """Pull an image, or import a root file system."""
         if request.get("fromImage"):
-            raise NotSupported(
-                "pulling images from a registry is not supported yet: "
-                "use `docker load` or `docker import`"
-            )
+            return await self._transfers.pull(request)
         source = request.get("fromSrc")
         if not source:
             raise InvalidParameter("neither fromImage nor fromSrc was given")

@@ -41,6 +41,7 @@ def created_seconds(image: ImageRecord) -> int:
 def summary(
     image: ImageRecord,
     tags: list[str],
+    digests: list[str],
     *,
     version: tuple[int, int],
     containers: int,
@@ -53,7 +54,7 @@ def summary(
         "Id": image.id,
         "Labels": image.config.get("Labels") or {},
         "ParentId": image.parent,
-        "RepoDigests": image.repo_digests,
+        "RepoDigests": digests,
         "RepoTags": tags,
         "SharedSize": shared_size,
         "Size": image.size,
@@ -62,12 +63,16 @@ def summary(
         found["VirtualSize"] = image.size
     if version < (1, 43):
         found["RepoTags"] = tags or ["<none>:<none>"]
-        found["RepoDigests"] = image.repo_digests or ["<none>@<none>"]
+        found["RepoDigests"] = digests or ["<none>@<none>"]
     return found
 
 
 def inspect(
-    image: ImageRecord, tags: list[str], tagged_ns: int, version: tuple[int, int]
+    image: ImageRecord,
+    tags: list[str],
+    digests: list[str],
+    tagged_ns: int,
+    version: tuple[int, int],
 ) -> dict[str, Any]:
     """The whole of an image."""
     config = dict(image.config)
@@ -77,7 +82,7 @@ def inspect(
     found: dict[str, Any] = {
         "Id": image.id,
         "RepoTags": tags,
-        "RepoDigests": image.repo_digests,
+        "RepoDigests": digests,
         "Parent": image.parent,
         "Comment": image.history[-1].comment if image.history else "",
         "Created": image.created or ZERO_TIME,

@@ -45,7 +45,7 @@ def _test(
     match name:
         case "dangling":
             wanted = boolean_filter(given, "dangling")
-            return lambda image, tags: (not tags and not image.repo_digests) == wanted
+            return lambda image, tags: (not tags and not views.digests(image.id)) == wanted
         case "label":
             return lambda image, tags: has_labels(_labels(image), values)
         case "label!":

@@ -60,6 +60,14 @@ class ImageViews:
             if "@" not in record.reference
         )
 
+    def digests(self, image_id: str) -> list[str]:
+        """The references of an image by digest in their familiar form, sorted."""
+        return sorted(
+            references.familiar(record.reference)
+            for record in self._references().get(image_id, ())
+            if "@" in record.reference
+        )
+
     def tagged_ns(self, image_id: str) -> int:
         """When a reference was last pointed at the image."""
         return max((record.tagged_ns for record in self._references().get(image_id, ())), default=0)

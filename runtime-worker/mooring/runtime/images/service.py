@@ -16,7 +16,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -39,11 +39,14 @@ from mooring.kit.models.image import (
 from mooring.kit.streams import serve_uploads
 
 from . import commits, platforms
+from .leases import Leases
 from .pending import Pending
 from .records import Origin, image_record
 from .store import ImageStore
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SETTLED = 30.0
 """Seconds after which every lifecycle manager has seen an image that was added."""
@@ -51,7 +54,7 @@ _SETTLED = 30.0
 
 class _Added(NamedTuple):
     at: float
-    chain_ids: frozenset[str]
+    digests: frozenset[str]
 
 
 class ImageService:
@@ -63,6 +66,7 @@ class ImageService:
         self._settings = settings
         self._state_dir = settings.state_dir
         self.store = ImageStore(settings.state_dir)
+        self.leases = Leases()
         self._lock = asyncio.Lock()
         self._added: dict[str, _Added] = {}
         """By image id: what is known here for so short a time that others may not know it yet."""
@@ -76,10 +80,7 @@ class ImageService:
         self.store.prepare()
         jobs = list(self.store.ingest.iterdir())
         if jobs:
-            images = await self._bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
-            mirror = await images.mirror()
-            keep = {entry.record.id for entry in mirror.values()}
-            keep |= {layer.chain_id for e in mirror.values() for layer in e.record.layers}
+            keep = await self._recorded()
             for job in jobs:
                 logger.info("undoing an image job that was broken off: %s", job.name)
                 await commits.thaw(self._bus, job)
@@ -87,6 +88,37 @@ class ImageService:
         if await asyncio.to_thread(self.store.doubtful):
             logger.warning("the host went down over new layers, unpacking them again")
             await self._repair()
+        self._tidy()
+
+    async def _recorded(self) -> set[str]:
+        """Chain ids and digests of blobs that images on record need."""
+        images = await self._bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
+        keep = set().union(*(a.digests for a in self._added.values()))
+        for entry in (await images.mirror()).values():
+            keep |= digests_of(entry.record)
+        return keep
+
+    # --- for transfers, which are under way for long and change the store in between ---
+
+    async def change(self, action: Callable[[], T]) -> T:
+        """Do something to the store, in a thread, while nobody else does."""
+        async with self._lock:
+            return await asyncio.to_thread(action)
+
+    async def record(self, message: AddImage) -> Done:
+        """Have an image recorded whose layers are leased."""
+        done = await self._bus.request(subjects.IMAGE_ADD, message, Done)
+        image = message.image
+        self._added[image.id] = _Added(time.monotonic(), frozenset(digests_of(image)))
+        return done
+
+    async def end_transfer(self, job: Path, recorded: set[str]) -> None:
+        """Take out what a transfer added or owes, but for what was recorded or others hold."""
+        async with self._lock:
+            self.leases.drop(job)
+            left = {digest for _, digest in Pending(job).entries()} - recorded
+            keep = recorded | await self._recorded() if left else recorded
+            await asyncio.to_thread(self._end, job, keep)
         self._tidy()
 
     async def _repair(self) -> None:
@@ -141,8 +173,13 @@ class ImageService:
             horizon = time.monotonic() - _SETTLED
             self._added.pop(request.image.id, None)
             self._added = {image: a for image, a in self._added.items() if a.at > horizon}
-            keep = set(request.keep).union(*(a.chain_ids for a in self._added.values()))
-            await asyncio.to_thread(self._remove, request.image, keep)
+            keep = set(request.keep).union(*(a.digests for a in self._added.values()))
+            held = self.leases.all() - keep
+            for chain_id in {layer.chain_id for layer in request.image.layers} & held:
+                self.leases.owe("layer", chain_id)
+            for digest in {request.image.id, *request.image.manifests} & held:
+                self.leases.owe("blob", digest)
+            await asyncio.to_thread(self._remove, request.image, keep | held)
         for forget in self.on_removed:
             forget(request.image.id)
         self._tidy()
@@ -153,7 +190,9 @@ class ImageService:
             if layer.chain_id not in keep:
                 self.store.remove_layer(layer.chain_id)
                 point("runtime.image.remove.layer")
-        self.store.blob(image.id).unlink(missing_ok=True)
+        for digest in (image.id, *image.manifests):
+            if digest not in keep:
+                self.store.blob(digest).unlink(missing_ok=True)
 
     async def run(
         self,
@@ -214,9 +253,9 @@ class ImageService:
         for message in messages:
             image = message.image
             done = await self._bus.request(subjects.IMAGE_ADD, message, Done)
-            chain_ids = frozenset(layer.chain_id for layer in image.layers)
-            added |= {image.id, *chain_ids}
-            self._added[image.id] = _Added(time.monotonic(), chain_ids)
+            digests = frozenset(digests_of(image))
+            added |= digests
+            self._added[image.id] = _Added(time.monotonic(), digests)
             loaded.revision = max(loaded.revision, done.revision)
             loaded.image_ids.append(image.id)
             if origin.action == "import":
@@ -244,7 +283,12 @@ class ImageService:
         )
 
     def _end(self, job: Path, keep: set[str]) -> None:
-        Pending(job).undo(self.store, keep)
+        pending = Pending(job)
+        held = self.leases.all() - keep
+        for kind, digest in pending.entries():
+            if digest in held:
+                self.leases.owe(kind, digest)
+        pending.undo(self.store, keep | held)
         self.store.discard(job)
 
     def _tidy(self) -> None:
@@ -265,6 +309,11 @@ class ImageService:
                     return
                 for marker in unsettled:
                     marker.unlink(missing_ok=True)
+
+
+def digests_of(image: ImageRecord) -> set[str]:
+    """Everything in the store that an image needs: chain ids, and digests of its other blobs."""
+    return {image.id, *image.manifests, *(layer.chain_id for layer in image.layers)}
 
 
 async def _command(*arguments: str) -> int:

@@ -44,7 +44,8 @@ class ImageRecord(Model):
     size: int = 0
     nodes: list[str] = []
     """The hosts that have its layers unpacked."""
-    repo_digests: list[str] = []
+    manifests: list[str] = []
+    """Digests of the manifests it came with, as blobs of the content store."""
     parent: str = ""
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a host that talks to a registry: pull, push, search, log in, hand a blob over."""
+"""What is asked of a host that talks to a registry: pull, push, search, log in, hand over blobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RegistryAuth(Model):
 class PullImage(Request):
     """To a worker: pull an image. Sent again after a crash, it goes on at the byte.
 
-    The reply is a `Pulled`; an error that came before any progress is in the words of an HTTP error.
+    The reply is a `Pulled`; an error before any progress is one of HTTP.
     """
 
     reference: str
@@ -43,6 +43,8 @@ class PushImage(Request):
     name: str
     """The repository in full form."""
     images: dict[str, ImageRecord]
+    sources: list[str] = []
+    """Paths of repositories of the same registry that may have some of the layers."""
     auth: RegistryAuth = RegistryAuth()
     progress: str = ""
 

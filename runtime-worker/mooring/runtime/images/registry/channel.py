@@ -1,8 +1,8 @@
 """The conversation between the worker and its transfers process: a JSON object to a line.
 
-    worker → {"start": id, "op", "args"}      child → {"say": id, "messages": […]}
-             {"cancel": id}                            {"end": id, "result"} or {"end", "error": [kind, text]}
-             {"answer": n, "result"/"error"}           {"call": n, "job": id, "op", "args"}
+worker → {"start": id, "op", "args"}      child → {"say": id, "messages": […]}
+         {"cancel": id}                            {"end": id, "result"/"error": [kind, text]}
+         {"answer": n, "result"/"error"}           {"call": n, "job": id, "op", "args"}
 """
 
 from __future__ import annotations

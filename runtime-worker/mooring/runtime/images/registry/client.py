@@ -49,9 +49,7 @@ class Http:
 
     def __init__(self, rules: Rules, patience: Patience) -> None:
         self.rules, self.patience = rules, patience
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT, sock_read=patience.stall
-        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=patience.stall)
         # Blobs are wanted as they are stored; a registry sets no cookies that we keep.
         self._session = aiohttp.ClientSession(
             timeout=timeout,
@@ -231,9 +229,7 @@ class Repository:
                 return f"Bearer {await self._bearer(challenge)}"
             if challenge.scheme == "basic":
                 if self.endpoint.mirror or (given := user_and_password(self.auth)) is None:
-                    raise NoCredentials(
-                        f'{method.capitalize()} "{url}": no basic auth credentials'
-                    )
+                    raise NoCredentials(f'{method.capitalize()} "{url}": no basic auth credentials')
                 return basic(*given)
         return ""
 

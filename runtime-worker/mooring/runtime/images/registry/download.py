@@ -1,7 +1,7 @@
 """One blob on its way into a file: appended to as it comes, taken up again where it ended.
 
-The file is `downloads/<hex of its digest>`, and its size says how far it is: after whatever kill the
-next attempt asks for the rest. Nothing here verifies a digest: who reads the file as it grows does.
+The file is `downloads/<hex of its digest>`, and its size says how far it is: after whatever kill
+the next attempt asks for the rest. Nothing here verifies a digest: who reads the file does.
 """
 
 from __future__ import annotations

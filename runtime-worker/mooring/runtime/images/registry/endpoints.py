@@ -57,9 +57,7 @@ def is_insecure(domain: str, entries: Sequence[str]) -> bool:
         return True
     networks = [ipaddress.ip_network(text, strict=False)
                 for text in (*_LOOPBACK, *(e for e in entries if "/" in e))]  # fmt: skip
-    return any(
-        address in network for address in _addresses(host) for network in networks
-    )
+    return any(address in network for address in _addresses(host) for network in networks)
 
 
 def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

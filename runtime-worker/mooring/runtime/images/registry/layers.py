@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..unlayering import Unlayering, Unpacker
-from ..unpack import BadArchive, Job, Limits, Reason, Unpacked
+from mooring.runtime.images.unlayering import Unlayering, Unpacker
+from mooring.runtime.images.unpack import BadArchive, Job, Limits, Reason, Unpacked
+
 from .client import Repository
 from .download import Download
 from .manifests import Descriptor

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mooring.kit.errors import InvalidParameter, NotFound
+from mooring.runtime.images.platforms import Platform
+from mooring.runtime.images.store import hex_of
 
-from ..platforms import Platform
-from ..store import hex_of
 from .words import TransferFault
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -155,7 +155,11 @@ def check_digest(digest: object) -> None:
     """TransferFault for a digest that we can't verify, in Docker's words."""
     text = str(digest)
     algorithm, colon, _ = text.partition(":")
-    if colon and algorithm != "sha256" and re.fullmatch(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*", algorithm):
+    if (
+        colon
+        and algorithm != "sha256"
+        and re.fullmatch(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*", algorithm)
+    ):
         raise TransferFault(f"unsupported digest algorithm: {text}")
     try:
         hex_of(text)

@@ -12,11 +12,11 @@ from urllib.parse import quote, urljoin
 from mooring.kit import references
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound
 from mooring.kit.models.registry import RegistryAuth
+from mooring.runtime.images import platforms
+from mooring.runtime.images.load import config_diff_ids
+from mooring.runtime.images.store import chain_ids
+from mooring.runtime.images.unpack import BadArchive
 
-from .. import platforms
-from ..load import config_diff_ids
-from ..store import chain_ids
-from ..unpack import BadArchive
 from . import manifests
 from .client import Http, Repository, connect, is_transient, read_all, retried
 from .host import Host
@@ -47,6 +47,7 @@ class Pull:
 
     async def run(self, args: dict[str, Any]) -> dict[str, Any]:
         """Pull what a PullImage (as JSON) names; EngineError in Docker's words."""
+        platforms.parse(args["platform"])
         reference = references.parse(args["reference"])
         auth = RegistryAuth.model_validate(args["auth"])
         every = not reference.tag and not reference.digest
@@ -203,9 +204,7 @@ class Pull:
         except TransferFault:
             raw = b""
         if manifests.digest_of(raw) != descriptor.digest:
-            raise TransferFault(
-                f"image config verification failed for digest {descriptor.digest}"
-            )
+            raise TransferFault(f"image config verification failed for digest {descriptor.digest}")
         return raw
 
     async def _tags(self, repository: Repository) -> list[str]:
@@ -219,7 +218,7 @@ class Pull:
     async def _tags_page(self, repository: Repository, url: str) -> tuple[list[str], str]:
         async with repository.send("GET", url) as answer:
             raw = await read_all(answer, _TAGS_BODY, "the list of tags")
-            following = answer.links.get("next", {}).get("url")
+            following = answer.links["next"]["url"] if "next" in answer.links else None
         try:
             tags = json.loads(raw).get("tags") or []
             names = [references.parse(f"x:{tag}").tag for tag in tags]

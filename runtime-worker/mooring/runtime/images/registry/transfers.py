@@ -20,10 +20,10 @@ from typing import Any
 import uvloop
 
 from mooring.kit.errors import EngineError
+from mooring.runtime.images.store import ImageStore
+from mooring.runtime.images.unlayering import Unpacker
+from mooring.runtime.images.unpack import Limits, end_with
 
-from ..store import ImageStore
-from ..unlayering import Unpacker
-from ..unpack import Limits, end_with
 from .channel import LINE, Channel, error_of
 from .client import Http, Patience
 from .endpoints import Rules

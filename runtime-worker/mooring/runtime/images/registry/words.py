@@ -52,7 +52,8 @@ def refusal(status: int, reason: str, body: bytes, challenges: list[Challenge]) 
         code = str(error.get("code") or _STATUS_CODES.get(status, "UNKNOWN"))
         message = str(error.get("message") or _MESSAGES.get(code, "unknown error"))
         return RegistryError(status, code, message[:_SHOWN])
-    if code := _STATUS_CODES.get(status):
+    if status in _STATUS_CODES:
+        code = _STATUS_CODES[status]
         return RegistryError(status, code, _MESSAGES[code])
     return RegistryError(status, "", f"received unexpected HTTP status: {status} {reason}")
 
