@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
 """Seconds; the first restart comes at once."""
-GOOD_LIFE = 10.0
-"""Seconds after which a life counts as good, and the next restart comes at once again."""
+GOOD_LIFE = 1.0
+"""Seconds after which the life of a service that was ready counts as good: the back-off is for what
+can't start, not for what is killed often, whose next restart comes at once."""
 READY_TIMEOUT = 60.0
 WATCHDOG = 30.0
 """Seconds without a sign from a service's event loop until it is killed."""
@@ -123,11 +124,9 @@ class Child:
             return
         logger.warning("%s %s after %.1f s, starting it again", self.name, how(status), life)
         self.restarts += 1
-        if life >= GOOD_LIFE:
-            self._delay = 0.0
+        pause, self._delay = pauses(self._delay, life, ready=self.state is State.READY)
         self.state = State.WAITING
-        self.due = time.monotonic() + self._delay
-        self._delay = min(max(FIRST_DELAY, self._delay * 2), LONGEST_DELAY)
+        self.due = time.monotonic() + pause
 
     def tick(self) -> None:
         """Do what is due."""
@@ -180,3 +179,12 @@ def start_time(pid: int) -> int:
             return int(file.read().rpartition(")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def pauses(delay: float, life: float, *, ready: bool) -> tuple[float, float]:
+    """Seconds until a service that ended after `life` seconds is started again, and its next delay.
+
+    delay: as returned when it ended before, at first 0; ready: whether it got as far.
+    """
+    now = 0.0 if ready and life >= GOOD_LIFE else delay
+    return now, min(max(FIRST_DELAY, now * 2), LONGEST_DELAY)
