@@ -23,6 +23,7 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.exec import CreateExec, StartExec
 from mooring.kit.models.image import AddImage, NoteImage, RemoveImage, TagImage
+from mooring.kit.models.update import UpdateContainer
 
 from .containers import ContainerHandlers
 from .endings import Endings
@@ -33,6 +34,7 @@ from .images import ImageHandlers
 from .reconcile import Reconciler
 from .removal import RemovalHandlers
 from .running import RunningHandlers
+from .updating import UpdateHandlers
 
 
 async def serve(bus: Bus, engine: Engine) -> Reconciler:
@@ -43,6 +45,7 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
     removal = RemovalHandlers(engine, endings)
     execs = ExecHandlers(engine)
     images = ImageHandlers(engine)
+    updates = UpdateHandlers(engine)
     facts = Facts(engine, endings, execs)
     group = subjects.LIFECYCLE_GROUP
 
@@ -54,6 +57,7 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
     await asyncio.gather(
         bus.serve(subjects.CONTAINER_CREATE, CreateContainer, containers.create, group=group),
         bus.serve(subjects.CONTAINER_RENAME, RenameContainer, containers.rename, group=group),
+        bus.serve(subjects.CONTAINER_UPDATE, UpdateContainer, updates.update, group=group),
         bus.serve(subjects.CONTAINER_NOTE, NoteContainer, containers.note, group=group),
         bus.serve(subjects.CONTAINER_START, StartContainer, running.start, group=group),
         bus.serve(subjects.CONTAINER_STOP, StopContainer, running.stop, group=group),

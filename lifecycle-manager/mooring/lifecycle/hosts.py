@@ -12,12 +12,14 @@ from mooring.kit.models.host import (
     HostContainer,
     HostExec,
     HostKill,
+    HostPolicy,
     HostStart,
     HostStarted,
     HostStop,
     Report,
 )
 from mooring.kit.models.image import RemoveLayers
+from mooring.kit.models.update import HostUpdate, HostUpdated
 
 R = TypeVar("R", bound=Model)
 
@@ -65,6 +67,15 @@ class Hosts:
     async def unpause(self, node: str, request: HostContainer) -> None:
         """Thaw them."""
         await self._bus.request(subjects.agent(node, subjects.AGENT_UNPAUSE), request, Done)
+
+    async def update(self, node: str, request: HostUpdate) -> HostUpdated:
+        """Change the limits of what runs; NotFound if it does not."""
+        subject = subjects.runtime(node, subjects.RUNTIME_UPDATE)
+        return await self._bus.request(subject, request, HostUpdated)
+
+    async def policy(self, node: str, request: HostPolicy) -> None:
+        """Change a restart policy."""
+        await self._bus.request(subjects.agent(node, subjects.AGENT_POLICY), request, Done)
 
     async def exec(self, node: str, request: HostExec) -> ExecStarted:
         """Start a further process."""

@@ -16,6 +16,7 @@ from mooring.kit.config import Settings
 from mooring.kit.models.base import Done, Request
 from mooring.kit.models.container import HostConfig
 from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostStart, NodeRecord
+from mooring.kit.models.update import HostUpdate
 from mooring.kit.process import Service
 
 from . import node, spec
@@ -36,6 +37,7 @@ from .runs import Runs, Stage
 from .sandbox import HostNetworks
 from .seccomp import Seccomp
 from .snapshots import Snapshots
+from .updating import Updating
 from .users import Users
 
 logger = logging.getLogger(__name__)
@@ -114,6 +116,9 @@ async def main(settings: Settings, service: Service) -> None:
                 )
             )
             await _serve(bus, settings, containers)
+            updating = Updating(runs, locks, facts)
+            subject = subjects.runtime(settings.node_id, subjects.RUNTIME_UPDATE)
+            await bus.serve(subject, HostUpdate, updating.update)
             await service.ready()
             record = node.describe(settings)
             await _announce(bus, record)

@@ -52,7 +52,7 @@ def check(
     endpoints.check(config, host, networking or {})
     _check_config(config)
     _check_modes(config, host)
-    _check_policy(host)
+    check_policy(host)
     _check_security(host)
     _check_names(host)
     _check_sysctls(host)
@@ -213,7 +213,8 @@ def _check_joined_network(config: ContainerConfig, host: HostConfig) -> None:
             raise InvalidParameter(f"conflicting options: {option}")
 
 
-def _check_policy(host: HostConfig) -> None:
+def check_policy(host: HostConfig) -> None:
+    """InvalidParameter for a restart policy that is none, or not with --rm."""
     policy = host.restart_policy
     if policy.name not in ("", "no", "always", "unless-stopped", "on-failure"):
         raise InvalidParameter(

@@ -10,7 +10,7 @@ from mooring.gateway.http.reply import Reply, empty, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
-from mooring.gateway.schema.create import create_request
+from mooring.gateway.schema.create import create_request, update_config
 from mooring.gateway.schema.decode import json_body
 from mooring.kit import subjects
 from mooring.kit.errors import InvalidParameter
@@ -27,6 +27,7 @@ from mooring.kit.models.container import (
     StartContainer,
     StopContainer,
 )
+from mooring.kit.models.update import ContainerUpdated, UpdateContainer
 
 R = TypeVar("R", bound=Done)
 
@@ -51,6 +52,7 @@ class CommandRoutes:
             "pause": self.pause,
             "unpause": self.unpause,
             "rename": self.rename,
+            "update": self.update,
         }
         return [
             Route("POST", "/containers/create", Kind.PLAIN, self.create),
@@ -125,6 +127,13 @@ class CommandRoutes:
         message = RenameContainer(container=request.name, name=request.get("name"))
         await self._command(subjects.CONTAINER_RENAME, message, Done)
         return empty()
+
+    async def update(self, request: Request) -> Reply:
+        """Change limits and the restart policy."""
+        body = await json_body(request, self._gateway.settings.max_json_body, required=True)
+        message = UpdateContainer(container=request.name, host_config=update_config(body))
+        done = await self._command(subjects.CONTAINER_UPDATE, message, ContainerUpdated)
+        return json_reply({"Warnings": done.warnings})
 
     async def remove(self, request: Request) -> Reply:
         """Delete it; with `force` even if it runs."""

@@ -11,7 +11,6 @@ from mooring.gateway.router import Route
 from mooring.kit.errors import NotSupported, Unavailable
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
-    ("POST", "/containers/{id}/update", "updating a container"),
     ("HEAD", "/containers/{id}/archive", "copying files from a container"),
     ("GET", "/containers/{id}/archive", "copying files from a container"),
     ("PUT", "/containers/{id}/archive", "copying files into a container"),

@@ -64,6 +64,35 @@ def create_request(body: dict[str, Any], name: str, platform: str) -> CreateCont
     )
 
 
+_FIXED = (
+    "BlkioWeightDevice",
+    "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps",
+    "BlkioDeviceReadIOps",
+    "BlkioDeviceWriteIOps",
+    "CpuRealtimePeriod",
+    "CpuRealtimeRuntime",
+    "DeviceCgroupRules",
+    "DeviceRequests",
+    "Devices",
+    "Init",
+    "MemorySwappiness",
+    "OomKillDisable",
+    "Ulimits",
+    "CgroupParent",
+)
+"""Of the resources: what Docker takes in an update and leaves undone."""
+
+
+def update_config(body: dict[str, Any]) -> HostConfig:
+    """The body of `containers/{id}/update`; InvalidParameter, NotSupported."""
+    given = fit(HostConfig, body, where="UpdateConfig")
+    for option in (*_UNSUPPORTED, *_FIXED):
+        if body.get(option):
+            raise NotSupported(f"option {option} can not be updated")
+    return given
+
+
 class _Exec(BaseModel):
     """The body of `POST /containers/{id}/exec`."""
 
