@@ -12,6 +12,7 @@ from mooring.gateway.frames import HEAD, MAGIC, RUN_BEGINS, RUN_ENDS
 from mooring.gateway.gateway import Gateway
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
+from mooring.kit.endpoints import predefined_id
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
@@ -58,9 +59,11 @@ from mooring.kit.models.image import (
     RemoveImage,
     TagImage,
 )
+from mooring.kit.models.network import NetworkRecord
 from mooring.kit.store import Bucket, key_for
 from mooring.kit.streams import Upload, serve_downloads, serve_uploads
 
+DRIVERS = {"bridge": "bridge", "host": "host", "none": "null"}
 NODE = "n1"
 SECOND = 1_000_000_000
 
@@ -140,6 +143,11 @@ class FakeEngine:
         self.execs = await bus.bucket(subjects.BUCKET_EXECS, ExecRecord)
         self.images = await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
         self.names = await bus.bucket(subjects.BUCKET_REFERENCES, ReferenceRecord)
+        networks = await bus.bucket(subjects.BUCKET_NETWORKS, NetworkRecord)
+        for number, (name, driver) in enumerate(DRIVERS.items()):
+            id_ = predefined_id(name)
+            record = NetworkRecord(id=id_, name=name, driver=driver, created_ns=number + 1)
+            await networks.put(id_, record)
         nodes = await bus.bucket(subjects.BUCKET_NODES, NodeRecord)
         await nodes.put(
             NODE, NodeRecord(id=NODE, name="host", state_dir="/state", run_dir="/run/m", cpus=2)

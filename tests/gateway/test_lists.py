@@ -12,6 +12,7 @@ import pytest
 from mooring.gateway.schema.containers import status
 from mooring.gateway.schema.texts import ZERO_TIME, duration, next_change, rfc3339
 from mooring.gateway.views.patterns import compile_pattern
+from mooring.kit.endpoints import predefined_id
 from mooring.kit.errors import InvalidParameter
 from mooring.kit.models.container import (
     ContainerConfig,
@@ -52,7 +53,11 @@ async def three(engine: FakeEngine) -> list[ContainerRecord]:
         await engine.running(
             "one",
             config=ContainerConfig(labels={"app": "x", "tier": "front"}),
-            network=NetworkState(endpoints={"bridge": Endpoint(ip_address="10.0.0.2")}),
+            network=NetworkState(
+                endpoints={
+                    "bridge": Endpoint(network_id=predefined_id("bridge"), ip_address="10.0.0.2")
+                }
+            ),
             health=Health(status="healthy"),
             created_ns=1 * SECOND,
         ),
@@ -334,7 +339,7 @@ async def test_the_predefined_networks_are_there(client: Client, three: object) 
         ("POST", "/build", 501, "building images is not supported yet"),
         ("PUT", "/containers/x/archive", 501, "copying files"),
         ("GET", "/images/search?term=x&limit=101", 400, "Limit 101 is outside the range"),
-        ("POST", "/networks/create", 501, "creating networks"),
+        ("POST", "/networks/create", 400, "got EOF while reading request body"),
         ("POST", "/volumes/create", 501, "creating volumes"),
         ("GET", "/containers/x/attach/ws", 501, "websocket"),
     ],

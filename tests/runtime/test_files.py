@@ -11,11 +11,11 @@ from mooring.runtime.files import has_only_loopback, hosts, resolv
 
 
 def make_hosts(**fields: Any) -> str:
-    given = {
+    given: dict[str, Any] = {
         "base": None,
         "extra": (),
         "gateway": "",
-        "address": "",
+        "addresses": [],
         "hostname": "web",
         "domainname": "",
     }
@@ -23,13 +23,15 @@ def make_hosts(**fields: Any) -> str:
 
 
 def test_a_container_finds_itself_and_localhost() -> None:
-    lines = make_hosts(address="10.0.0.2").splitlines()
+    lines = make_hosts(addresses=["10.0.0.2"]).splitlines()
     assert lines[0] == "127.0.0.1\tlocalhost"
     assert lines[-1] == "10.0.0.2\tweb"
 
 
 def test_with_a_domain_the_full_name_comes_first() -> None:
-    assert make_hosts(address="10.0.0.2", domainname="test").endswith("10.0.0.2\tweb.test web\n")
+    assert make_hosts(addresses=["10.0.0.2"], domainname="test").endswith(
+        "10.0.0.2\tweb.test web\n"
+    )
 
 
 def test_extra_hosts_are_added_to_the_hosts_own_file_as_well() -> None:

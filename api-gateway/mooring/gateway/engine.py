@@ -16,10 +16,12 @@ from mooring.kit.models.container import ContainerRecord
 from mooring.kit.models.exec import ExecRecord
 from mooring.kit.models.host import NodeRecord
 from mooring.kit.models.image import ImageRecord, ReferenceRecord
+from mooring.kit.models.network import NetworkRecord
 from mooring.kit.store import Mirror
 
 from .views.containers import ContainerViews
 from .views.images import ImageViews
+from .views.networks import NetworkViews
 
 R = TypeVar("R", bound=Model)
 T = TypeVar("T")
@@ -37,13 +39,17 @@ class Engine:
         images: Mirror[ImageRecord],
         references: Mirror[ReferenceRecord],
         nodes: Mirror[NodeRecord],
+        networks: Mirror[NetworkRecord],
     ) -> None:
         self.settings = settings
         self.bus = bus
         self.execs = execs
         self.nodes = nodes
         self.images = ImageViews(images, references)
-        self.containers = ContainerViews(containers, execs, self.images, self._run_dir)
+        self.networks = NetworkViews(networks)
+        self.containers = ContainerViews(
+            containers, execs, self.images, self.networks, self._run_dir
+        )
         self._background: set[asyncio.Task[Any]] = set()
 
     def node(self) -> NodeRecord:
@@ -91,6 +97,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             await (await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)).mirror(),
             await (await bus.bucket(subjects.BUCKET_REFERENCES, ReferenceRecord)).mirror(),
             await (await bus.bucket(subjects.BUCKET_NODES, NodeRecord)).mirror(),
+            await (await bus.bucket(subjects.BUCKET_NETWORKS, NetworkRecord)).mirror(),
         )
         try:
             yield engine

@@ -8,7 +8,7 @@ import secrets
 
 from mooring.kit import process, subjects
 from mooring.kit.bus import Bus
-from mooring.kit.config import Settings
+from mooring.kit.config import DEFAULT_POOLS, Settings
 from mooring.kit.models.base import Done, Request
 from mooring.kit.models.container import (
     ContainerRequest,
@@ -23,6 +23,13 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.exec import CreateExec, StartExec
 from mooring.kit.models.image import AddImage, NoteImage, RemoveImage, TagImage
+from mooring.kit.models.network import (
+    ConnectNetwork,
+    CreateNetwork,
+    DisconnectNetwork,
+    NetworkRequest,
+    PruneNetworks,
+)
 from mooring.kit.models.update import UpdateContainer
 
 from .containers import ContainerHandlers
@@ -31,13 +38,15 @@ from .engine import Engine, open_engine
 from .execs import ExecHandlers
 from .facts import Facts
 from .images import ImageHandlers
+from .networks import NetworkHandlers
 from .reconcile import Reconciler
 from .removal import RemovalHandlers
 from .running import RunningHandlers
 from .updating import UpdateHandlers
+from .wiring import WiringHandlers
 
 
-async def serve(bus: Bus, engine: Engine) -> Reconciler:
+async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconciler:
     """Answer every command and take in facts; returns what has to be run besides."""
     endings = Endings(engine)
     containers = ContainerHandlers(engine)
@@ -46,7 +55,10 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
     execs = ExecHandlers(engine)
     images = ImageHandlers(engine)
     updates = UpdateHandlers(engine)
-    facts = Facts(engine, endings, execs)
+    networks = NetworkHandlers(engine, pools)
+    wiring = WiringHandlers(engine, networks, running)
+    facts = Facts(engine, endings, execs, networks)
+    await networks.predefined()
     group = subjects.LIFECYCLE_GROUP
 
     async def pong(request: Request) -> Done:
@@ -73,11 +85,16 @@ async def serve(bus: Bus, engine: Engine) -> Reconciler:
         bus.serve(subjects.IMAGE_TAG, TagImage, images.tag, group=group),
         bus.serve(subjects.IMAGE_NOTE, NoteImage, images.note, group=group),
         bus.serve(subjects.IMAGE_REMOVE, RemoveImage, images.remove, group=group),
+        bus.serve(subjects.NETWORK_CREATE, CreateNetwork, networks.create, group=group),
+        bus.serve(subjects.NETWORK_REMOVE, NetworkRequest, networks.remove, group=group),
+        bus.serve(subjects.NETWORK_PRUNE, PruneNetworks, networks.prune, group=group),
+        bus.serve(subjects.NETWORK_CONNECT, ConnectNetwork, wiring.connect, group=group),
+        bus.serve(subjects.NETWORK_DISCONNECT, DisconnectNetwork, wiring.disconnect, group=group),
     )
     await bus.consume(
         subjects.FACTS_STREAM, "lifecycle", facts.handle, subject=subjects.FACTS, group=group
     )
-    return Reconciler(engine, endings, running, execs, images)
+    return Reconciler(engine, endings, running, execs, images, networks, wiring)
 
 
 async def lifecycle(settings: Settings, service: process.Service) -> None:
@@ -85,7 +102,7 @@ async def lifecycle(settings: Settings, service: process.Service) -> None:
     async with Bus.connect(settings, "lifecycle") as bus:
         await bus.ensure_streams()
         engine = await open_engine(bus, secrets.token_hex(8))
-        reconciler = await serve(bus, engine)
+        reconciler = await serve(bus, engine, settings.address_pools)
         async with asyncio.TaskGroup() as tasks:
             reconciling = tasks.create_task(reconciler.run(), name="reconcile")
             await service.ready()

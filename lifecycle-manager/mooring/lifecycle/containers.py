@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from mooring.kit import faults, options
+from mooring.kit.endpoints import mode_network
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
@@ -19,6 +20,7 @@ from mooring.kit.models.container import (
     RenameContainer,
 )
 from mooring.kit.models.image import ImageRecord
+from mooring.kit.models.network import EndpointSettings
 
 from . import states
 from .engine import Engine
@@ -51,7 +53,7 @@ class ContainerHandlers:
             return ContainerCreated(container_id=container_id, revision=known.revision)
         if request.name:
             check_name(request.name.removeprefix("/"))
-        warnings = options.check(request.config, request.host_config)
+        warnings = options.check(request.config, request.host_config, networking=request.networking)
         image = find_image(engine, request.config.image)
         _check_platform(request, image)
         config = merge(request.config, image.config)
@@ -68,7 +70,7 @@ class ContainerHandlers:
             platform=image.os,
             config=_with_hostname(config, host_config, container_id),
             host_config=host_config,
-            networking=request.networking,
+            networking=self._networking(host_config, request.networking),
             path=path,
             args=arguments,
             command_id=request.request_id,
@@ -113,6 +115,27 @@ class ContainerHandlers:
                     raise NotFound(f"No such container: {other}")
                 changes[field] = f"container:{found}"
         return host.model_copy(update=changes) if changes else host
+
+    def _networking(
+        self, host: HostConfig, given: dict[str, EndpointSettings]
+    ) -> dict[str, EndpointSettings]:
+        """What is asked for of each network, by its name; the one of the mode comes first.
+
+        One that does not exist (yet) is found, or not, when the container is started.
+        """
+        found: dict[str, EndpointSettings] = {}
+        if mode := mode_network(host.network_mode):
+            found[self._network_name(mode)] = EndpointSettings()
+        for name, settings in given.items():
+            found[self._network_name(mode_network(name) or name)] = settings
+        return found
+
+    def _network_name(self, text: str) -> str:
+        rows = self._engine.networks.records()
+        if any(record.name == text for record in rows):
+            return text
+        matching = [record.name for record in rows if record.id.startswith(text)]
+        return matching[0] if len(matching) == 1 else text
 
     def _only_match(self, prefix: str) -> str | None:
         found = [key for key in self._engine.by_name.values() if key.startswith(prefix)]

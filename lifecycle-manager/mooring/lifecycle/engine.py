@@ -20,6 +20,7 @@ from mooring.kit.models.container import ContainerRecord, Event, NameRecord, Sta
 from mooring.kit.models.exec import ExecRecord
 from mooring.kit.models.host import NodeRecord
 from mooring.kit.models.image import ImageChange, ImageRecord, ReferenceRecord
+from mooring.kit.models.network import NetworkClaims, NetworkRecord
 
 from .events import Publisher
 from .hosts import Hosts
@@ -112,6 +113,8 @@ class Engine:
         self.references: Table[ReferenceRecord]
         self.nodes: Table[NodeRecord]
         self.changes: Table[ImageChange]
+        self.networks: Table[NetworkRecord]
+        self.network_claims: Table[NetworkClaims]
         self.names: Names
         self.by_name: dict[str, str] = {}
         """Container ids by name, of all that are not removed."""
@@ -197,6 +200,17 @@ class Engine:
         self.changes = Table(changes, await changes.mirror())
         names = await bus.bucket(subjects.BUCKET_NAMES, NameRecord)
         self.names = Names(names, await names.mirror(), self.containers, self.owner, self.abandoned)
+        networks, claims = await asyncio.gather(
+            bus.bucket(subjects.BUCKET_NETWORKS, NetworkRecord),
+            bus.bucket(subjects.BUCKET_NETWORK_CLAIMS, NetworkClaims),
+        )
+        self.networks = Table(
+            networks,
+            await networks.mirror(),
+            prepare=self._prune_outbox,
+            written=lambda record: self.events.push(record.id, record.outbox),
+        )
+        self.network_claims = Table(claims, await claims.mirror())
         self.containers.watch(self._index)
         self.execs.watch(self._index_exec)
 
@@ -242,7 +256,7 @@ class Engine:
         await self.bus.publish_durable(subject, event, msg_id=event.id)
 
 
-OutboxRecord = TypeVar("OutboxRecord", ContainerRecord, ExecRecord)
+OutboxRecord = TypeVar("OutboxRecord", ContainerRecord, ExecRecord, NetworkRecord)
 
 
 def _is_removed(record: ContainerRecord) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from mooring.kit.errors import EngineError
 from mooring.kit.models.container import ContainerRecord, Event
@@ -20,7 +21,17 @@ logger = logging.getLogger(__name__)
 
 _RETRY_WAIT = 0.5
 
-Happening = tuple[str, Mapping[str, str]]
+
+class NetworkHappening(NamedTuple):
+    """An event to be: a container is connected to a network, or disconnected."""
+
+    action: str
+    network: str
+    network_id: str
+    driver: str
+
+
+Happening = tuple[str, Mapping[str, str]] | NetworkHappening
 """An event to be: action, and the attributes that only this action has."""
 
 
@@ -28,6 +39,19 @@ def container_event(
     record: ContainerRecord, happening: Happening, event_id: str, time_ns: int
 ) -> Event:
     """An event of a container, with the attributes that all of them have."""
+    if isinstance(happening, NetworkHappening):
+        return Event(
+            id=event_id,
+            type="network",
+            action=happening.action,
+            actor=happening.network_id,
+            attributes={
+                "container": record.id,
+                "name": happening.network,
+                "type": happening.driver,
+            },
+            time_ns=time_ns,
+        )
     action, own = happening
     attributes = dict(record.config.labels or {})
     attributes.update(own)

@@ -14,6 +14,7 @@ from .states import (
     STOP_SLACK,
     Claim,
     advance,
+    connected,
     removed,
     run_fields,
 )
@@ -67,6 +68,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
     started_ns = exit.started_ns or record.started_ns
     duration = max(0, exit.finished_ns - started_ns) // SECOND if started_ns else 0
     happenings.append(("die", {"exitCode": str(exit_code), "execDuration": str(duration)}))
+    happenings += connected(record.network, "disconnect")
     if record.state is State.STOPPING and not exit.restarting:
         happenings.append(("stop", {}))
     ended = advance(
@@ -137,7 +139,7 @@ def started_by_host(
         changes["state"] = record.state
     else:
         changes.update(AT_REST)
-    happenings: list[Happening] = [("start", {})]
+    happenings: list[Happening] = [*connected(network), ("start", {})]
     return advance(
         record,
         now,

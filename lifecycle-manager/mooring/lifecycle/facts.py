@@ -17,12 +17,14 @@ from mooring.kit.models.host import (
     HealthChecked,
     NodeRecord,
 )
+from mooring.kit.models.network import BridgeReady
 
 from . import exits, states
 from .endings import Endings
 from .engine import Engine
 from .execs import ExecHandlers
 from .exits import Exit
+from .networks import NetworkHandlers
 from .states import SECOND
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,15 @@ _HEALTH_LOG = 5
 class Facts:
     """The consumer of the facts stream; a handler that raises gets its fact again."""
 
-    def __init__(self, engine: Engine, endings: Endings, execs: ExecHandlers) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        endings: Endings,
+        execs: ExecHandlers,
+        networks: NetworkHandlers,
+    ) -> None:
         self._engine = engine
+        self._networks = networks
         self._endings = endings
         self._execs = execs
 
@@ -69,6 +78,8 @@ class Facts:
             case subjects.FACT_NODE:
                 node = NodeRecord.unpack(data)
                 await self._engine.nodes.put(node.id, node)
+            case subjects.FACT_BRIDGE:
+                await self._networks.bridge_ready(BridgeReady.unpack(data))
             case _:
                 logger.error("a fact of an unknown kind: %s", kind)
 

@@ -19,6 +19,15 @@ from mooring.kit.models.host import (
     Report,
 )
 from mooring.kit.models.image import RemoveLayers
+from mooring.kit.models.network import (
+    HostConnect,
+    HostDisconnect,
+    HostNetwork,
+    HostSubnets,
+    HostWired,
+    NetworkRecord,
+    NetworkState,
+)
 from mooring.kit.models.update import HostUpdate, HostUpdated
 
 R = TypeVar("R", bound=Model)
@@ -106,3 +115,28 @@ class Hosts:
         """Free the layers of an image that no other image uses."""
         subject = subjects.runtime(node, subjects.RUNTIME_IMAGE_REMOVE)
         await self._bus.request(subject, request, Done)
+
+    async def ensure_network(self, node: str, record: NetworkRecord) -> None:
+        """Make a network, or see that it is there."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_ENSURE)
+        await self._bus.request(subject, HostNetwork(record=record), Done)
+
+    async def remove_network(self, node: str, record: NetworkRecord) -> None:
+        """Take a network away; Forbidden while it is in use."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_REMOVE)
+        await self._bus.request(subject, HostNetwork(record=record), Done)
+
+    async def subnets(self, node: str) -> list[str]:
+        """What a host has routes to."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_SUBNETS)
+        return (await self._bus.request(subject, Request(), HostSubnets)).subnets
+
+    async def connect(self, node: str, request: HostConnect) -> NetworkState:
+        """Connect a run to one more network."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_CONNECT)
+        return (await self._bus.request(subject, request, HostWired)).network
+
+    async def disconnect(self, node: str, request: HostDisconnect) -> NetworkState:
+        """Disconnect a run from a network."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_DISCONNECT)
+        return (await self._bus.request(subject, request, HostWired)).network

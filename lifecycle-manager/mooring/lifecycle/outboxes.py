@@ -16,6 +16,7 @@ from mooring.kit import subjects
 from mooring.kit.errors import NotFound
 from mooring.kit.models.container import ContainerRecord, Event
 from mooring.kit.models.exec import ExecRecord
+from mooring.kit.models.network import NetworkRecord
 
 from .engine import Engine, Message
 from .states import SECOND
@@ -29,7 +30,7 @@ _MARGIN = 10 * SECOND
 """How far the clocks of this process and of the stream may be apart."""
 
 
-_R = TypeVar("_R", ContainerRecord, ExecRecord)
+_R = TypeVar("_R", ContainerRecord, ExecRecord, NetworkRecord)
 
 
 class _Outbox(NamedTuple):
@@ -94,7 +95,9 @@ class Outboxes:
 
     async def _empty(self, outbox: _Outbox) -> None:
         with contextlib.suppress(NotFound):
-            if outbox.key == outbox.actor:
+            if self._engine.networks.get(outbox.key) is not None:
+                await self._engine.networks.change(outbox.key, self._emptied)
+            elif outbox.key == outbox.actor:
                 await self._engine.containers.change(outbox.key, self._emptied)
             else:
                 await self._engine.execs.change(outbox.key, self._emptied)
@@ -111,3 +114,6 @@ class Outboxes:
         for execution in self._engine.execs.records():
             if execution.outbox:
                 yield _Outbox(execution.id, execution.container, execution.outbox)
+        for network in self._engine.networks.records():
+            if network.outbox:
+                yield _Outbox(network.id, network.id, network.outbox)

@@ -28,10 +28,12 @@ from .engine import Engine
 from .execs import ExecHandlers
 from .exits import Exit
 from .images import ImageHandlers
+from .networks import NetworkHandlers
 from .outboxes import Outboxes
 from .running import RunningHandlers
 from .states import SECOND, TRANSITIONS
 from .table import Row
+from .wiring import WiringHandlers
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +72,16 @@ class Reconciler:
         running: RunningHandlers,
         execs: ExecHandlers,
         images: ImageHandlers,
+        networks: NetworkHandlers,
+        wiring: WiringHandlers,
     ) -> None:
         self._engine = engine
         self._endings = endings
         self._running = running
         self._execs = execs
         self._images = images
+        self._networks = networks
+        self._wiring = wiring
         self._outboxes = Outboxes(engine)
         self._suspects: dict[str, Suspect] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -107,6 +113,8 @@ class Reconciler:
                 await self._look_at_exec(execution, now)
         for change in self._engine.changes.rows():
             await self._finish_change(change, now)
+        await self._networks.look(now)
+        await self._wiring.look()
         await self._outboxes.look(now)
         if ask_hosts:
             await self._engine.names.sweep()

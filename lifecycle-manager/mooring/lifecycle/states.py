@@ -18,7 +18,7 @@ from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound
 from mooring.kit.models.container import ContainerRecord, Health, NetworkState, State
 from mooring.kit.models.host import HostStarted
 
-from .events import Happening, container_event
+from .events import Happening, NetworkHappening, container_event
 
 SECOND = 1_000_000_000
 START_LIMIT = 60 * SECOND
@@ -103,7 +103,7 @@ def started(record: ContainerRecord, run: int, host: HostStarted, now: int) -> C
     """The host says that the run has begun."""
     if record.state is not State.STARTING or record.run != run:
         return record
-    happenings: list[Happening] = [("start", {})]
+    happenings: list[Happening] = [*connected(host.network), ("start", {})]
     if record.restart_wanted:
         happenings.append(("restart", {}))
     return advance(
@@ -116,6 +116,14 @@ def started(record: ContainerRecord, run: int, host: HostStarted, now: int) -> C
         restart_count=0,
         restart_wanted=False,
     )
+
+
+def connected(network: NetworkState, action: str = "connect") -> list[Happening]:
+    """The events of all networks of a run that begins, or (`disconnect`) ends."""
+    return [
+        NetworkHappening(action, name, point.network_id, point.driver)
+        for name, point in network.endpoints.items()
+    ]
 
 
 def run_fields(

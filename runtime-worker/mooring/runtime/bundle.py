@@ -167,7 +167,7 @@ class Bundles:
                 base=self._names.hosts() if sandbox.host_files else None,
                 extra=host.extra_hosts or (),
                 gateway=sandbox.gateway,
-                address=sandbox.address,
+                addresses=sandbox.addresses,
                 hostname=hostname,
                 domainname=record.config.domainname,
             )

@@ -26,7 +26,7 @@ def hosts(
     base: str | None,
     extra: Iterable[str],
     gateway: str,
-    address: str,
+    addresses: Iterable[str],
     hostname: str,
     domainname: str,
 ) -> str:
@@ -43,10 +43,24 @@ def hosts(
                 )
             target = gateway
         text += f"{target}\t{name}\n"
-    if address:
-        names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    for address in addresses:
         text += f"{address}\t{names}\n"
     return text
+
+
+def hosts_with(text: str, addresses: Iterable[str], names: str) -> str:
+    """/etc/hosts with these addresses of the container's own added."""
+    if text and not text.endswith("\n"):
+        text += "\n"
+    return text + "".join(f"{address}\t{names}\n" for address in addresses)
+
+
+def hosts_without(text: str, addresses: Iterable[str]) -> str:
+    """/etc/hosts without the lines of these addresses."""
+    gone = set(addresses)
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.split(maxsplit=1)[:1] not in [[a] for a in gone])
 
 
 def resolv(

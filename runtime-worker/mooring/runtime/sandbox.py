@@ -5,15 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from mooring.kit.errors import NotFound
-from mooring.kit.models.container import ContainerRecord, NetworkState
+from mooring.kit.endpoints import predefined_id
+from mooring.kit.errors import EngineError, NotFound
+from mooring.kit.models.container import ContainerRecord
+from mooring.kit.models.network import (
+    Endpoint,
+    EndpointSettings,
+    HostConnect,
+    HostDisconnect,
+    NetworkRecord,
+    NetworkState,
+)
 
+from .network import links, plan
 from .network.bridge import Bridge
+from .network.client import FactoryClient
+from .network.plug import Member, Plugs
+from .network.user import UserNetworks
 from .runs import Run
 from .spec import OWN
 
@@ -29,7 +44,8 @@ class Sandbox:
 
     namespace: str | None
     state: NetworkState
-    address: str = ""
+    addresses: tuple[str, ...] = ()
+    """All that the container is reached at."""
     gateway: str = ""
     host_files: bool = False
     """It sees the host's network, so it reads the host's names."""
@@ -48,6 +64,16 @@ class Networks(Protocol):
 
     async def attach(self, holder: str, record: ContainerRecord, joined: Run | None) -> Sandbox:
         """The sandbox of a run that is about to start; joined is whose network it shares."""
+
+    async def connect(
+        self, request: HostConnect, state: NetworkState, namespace: str
+    ) -> NetworkState:
+        """One more network for a run; `namespace` is the path of its own."""
+
+    async def disconnect(
+        self, request: HostDisconnect, state: NetworkState, namespace: str
+    ) -> NetworkState:
+        """One network less."""
 
     def detach(self, holder: str) -> None:
         """The run is over: free its addresses. It may have none."""
@@ -69,32 +95,48 @@ def kind(record: ContainerRecord) -> str:
     return "container" if mode.startswith("container:") else mode
 
 
+def _of_every_host(name: str, driver: str) -> NetworkState:
+    """What inspect shows of a container on a network that needs no set-up."""
+    point = Endpoint(
+        network_id=predefined_id(name), endpoint_id=secrets.token_hex(32), driver=driver
+    )
+    return NetworkState(sandbox_id=secrets.token_hex(32), endpoints={name: point})
+
+
 class HostNetworks:
-    """The networks that every host has: none, host, another container's, the default bridge."""
+    """All networks of a host: none, host, another container's, the default bridge, the users'."""
 
     def __init__(
         self,
         bridge: Bridge,
+        user: UserNetworks,
         factory: Callable[[], Awaitable[socket.socket]],
+        pool: int,
     ) -> None:
         self._bridge = bridge
+        self._user = user
         self._factory = factory
+        self._plugs = Plugs(self._client, pool)
         self._setting_up = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._on_bridge: Callable[[NetworkRecord, int], Awaitable[None]] | None = None
 
     async def attach(self, holder: str, record: ContainerRecord, joined: Run | None) -> Sandbox:
         """See Networks."""
-        name = kind(record)
         if joined is not None:
             return Sandbox(f"/proc/{joined.init_pid}/ns/net", NetworkState())
-        match name:
+        match kind(record):
             case "none":
-                return Sandbox(OWN, NetworkState())
+                return Sandbox(OWN, _of_every_host("none", "null"))
             case "host":
-                return Sandbox(None, NetworkState(), host_files=True)
-            case "bridge":
-                return await self._attach_bridge(holder)
-        raise NotFound(f"network {name} not found")
+                return Sandbox(None, _of_every_host("host", "host"), host_files=True)
+        wanted = plan.wishes(record)
+        if plan.is_plain(wanted):
+            sandbox = await self._attach_bridge(holder)
+        else:
+            sandbox = await self._attach_all(holder, record)
+        # hook: ports.publish, dns.join
+        return sandbox
 
     async def _attach_bridge(self, holder: str) -> Sandbox:
         await self._ready()
@@ -102,23 +144,109 @@ class HostNetworks:
         return Sandbox(
             f"/proc/{os.getpid()}/fd/{prepared.namespace}",
             state,
-            address=str(prepared.address),
+            addresses=(str(prepared.address),),
             gateway=self._bridge.gateway,
             descriptor=prepared.namespace,
         )
 
+    async def _attach_all(self, holder: str, record: ContainerRecord) -> Sandbox:
+        await self._ready()
+        members = []
+        for name, settings in plan.wishes(record).items():
+            names = plan.dns_names(record.name, record.id, record.config.hostname, settings)
+            members.append(await self._member(name, holder, settings, names))
+        namespace, state = await self._plugs.start(members)
+        gateway = state.endpoints[state.gateway4].gateway if state.gateway4 else ""
+        return Sandbox(
+            f"/proc/{os.getpid()}/fd/{namespace}",
+            state,
+            addresses=plan.addresses(state),
+            gateway=gateway,
+            descriptor=namespace,
+        )
+
+    async def connect(
+        self, request: HostConnect, state: NetworkState, namespace: str
+    ) -> NetworkState:
+        """See Networks."""
+        await self._ready()
+        holder = f"{request.id}.{request.run}"
+        settings = request.settings
+        names = plan.dns_names(request.name, request.id, request.hostname, settings)
+        member = await self._member(request.network, holder, settings, names)
+        try:
+            changed = await self._plugs.add(member, state, namespace)
+        except BaseException:
+            member.lan.release(holder)
+            raise
+        # hook: ports.publish (if the gateway changed), dns.join
+        return changed
+
+    async def disconnect(
+        self, request: HostDisconnect, state: NetworkState, namespace: str
+    ) -> NetworkState:
+        """See Networks."""
+        await self._ready()
+        # hook: ports.release (of what is published there), dns.leave
+        return await self._plugs.take(request.network, state, namespace)
+
+    def disconnected(self, holder: str, network: str) -> None:
+        """A disconnect is recorded: the addresses may go to others."""
+        try:
+            lan = self._bridge.lan if network == "bridge" else self._user.find(network)
+        except NotFound:
+            return
+        lan.release(holder)
+
+    async def _member(
+        self, name: str, holder: str, settings: EndpointSettings, names: list[str]
+    ) -> Member:
+        """A place on a network: its addresses are claimed."""
+        if name == "bridge":
+            index = links.index_of(self._bridge.record.interface)
+            return Member.claim(name, self._bridge.lan, holder, settings, [], index,
+                                self._bridge.mtu)  # fmt: skip
+        lan = self._user.find(name)
+        index = await self._user.ready(lan)
+        mtu = links.mtu_of(lan.record, self._bridge.mtu)
+        return Member.claim(name, lan, holder, settings, names, index, mtu)
+
     def detach(self, holder: str) -> None:
         """See Networks."""
+        # hook: ports.release, dns.leave
         self._bridge.detach(holder)
+        for lan in self._user:
+            lan.release(holder)
 
     def refill(self) -> None:
         """See Networks."""
         if self._bridge.ready:
             self._bridge.refill()
+            self._plugs.refill()
 
     def sweep(self, live: set[str]) -> None:
         """See Networks."""
         self._bridge.sweep(live)
+        for lan in self._user:
+            for holder in lan.leases.holders() - live:
+                logger.info("lease of %s had no owner any more", holder)
+                lan.release(holder)
+
+    async def ensure(self, record: NetworkRecord) -> None:
+        """Make a network of the user's."""
+        await self._ready()
+        await self._user.ensure(record)
+
+    async def remove(self, record: NetworkRecord) -> None:
+        """Take a network of the user's away; Conflict while it is in use."""
+        await self._ready()
+        await self._user.remove(record)
+
+    async def tell(self, callback: Callable[[NetworkRecord, int], Awaitable[None]]) -> None:
+        """Have `callback` told of the default bridge and its MTU, now if it is ready."""
+        self._on_bridge = callback
+        if self._bridge.ready:
+            await callback(self._bridge.record, self._bridge.mtu)
 
     def prepare(self) -> None:
         """Set the bridge up in the background, so that the first start finds it."""
@@ -130,20 +258,55 @@ class HostNetworks:
             # Not cancelled half-way: what it has made by then would be nobody's.
             await asyncio.wait({self._task}, timeout=FINISH)
         ready = self._bridge.ready
+        await self._plugs.close()
         await self._bridge.close()
         if remove and ready:
+            await self._user.withdraw()
             await self._bridge.remove()
 
     async def _prepare(self) -> None:
         try:
             await self._ready()
+            await self._user.recover()
         except Exception as exc:
             # A host without the means for a bridge still runs containers without one.
             logger.warning("the default bridge is not available: %s", exc)
 
+    def _client(self) -> FactoryClient:
+        client = self._bridge.client
+        if client is None:
+            raise EngineError("the bridge network is not set up")
+        return client
+
     async def _ready(self) -> None:
-        if self._bridge.ready:
+        if self._bridge.ready and self._bridge.present():
             return
         async with self._setting_up:
             if not self._bridge.ready:
                 await self._bridge.start(await self._factory())
+            elif not self._bridge.present():
+                await self._bridge.repair()
+            else:
+                return
+            self._user.announce()
+            if self._on_bridge is not None:
+                await self._on_bridge(self._bridge.record, self._bridge.mtu)
+
+
+def open_networks(
+    bridge: Bridge,
+    directory: Path,
+    instance: str,
+    factory: Callable[[], Awaitable[socket.socket]],
+    states: Callable[[], list[NetworkState]],
+    pool: int,
+) -> HostNetworks:
+    """The networks of this host; states: those of every run that is going on."""
+
+    def ports(network_id: str) -> list[str]:
+        return plan.ports_of(states(), network_id)
+
+    user = UserNetworks(directory, instance, ports)
+    user.load()
+    bridge.ports = ports
+    return HostNetworks(bridge, user, factory, pool)

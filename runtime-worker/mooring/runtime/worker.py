@@ -19,7 +19,7 @@ from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostSt
 from mooring.kit.models.update import HostUpdate
 from mooring.kit.process import Service
 
-from . import node, spec
+from . import network_service, node, spec
 from .bundle import Bundles
 from .containers import Containers, Parts
 from .images import sending
@@ -33,8 +33,9 @@ from .network.bridge import Bridge, BridgeSettings
 from .oci import cgroups
 from .pool import Pool
 from .reaper import Reaper
+from .rewiring import Rewiring, live_states
 from .runs import Runs, Stage
-from .sandbox import HostNetworks
+from .sandbox import open_networks
 from .seccomp import Seccomp
 from .snapshots import Snapshots
 from .updating import Updating
@@ -80,7 +81,14 @@ async def main(settings: Settings, service: Service) -> None:
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)
     factory = Factory(environment)
-    networks = HostNetworks(_bridge(settings, layout), factory.start)
+    networks = open_networks(
+        _bridge(settings, layout),
+        settings.state_dir / "network",
+        settings.instance,
+        factory.start,
+        lambda: live_states(runs),
+        settings.warm_shims,
+    )
     reaper = Reaper(layout, runs, networks, locks, settings.cgroup_root)
     await reaper.recover()
     launcher = Launcher(environment, settings.shims_cgroup)
@@ -119,6 +127,8 @@ async def main(settings: Settings, service: Service) -> None:
             updating = Updating(runs, locks, facts)
             subject = subjects.runtime(settings.node_id, subjects.RUNTIME_UPDATE)
             await bus.serve(subject, HostUpdate, updating.update)
+            rewiring = Rewiring(layout, runs, networks, locks)
+            await network_service.serve(bus, settings, networks, rewiring)
             await service.ready()
             record = node.describe(settings)
             await _announce(bus, record)

@@ -25,6 +25,8 @@ DEFAULT_RUN_DIR = Path("/run/mooring")
 DEFAULT_FILE = Path("/etc/mooring/mooring.toml")
 """Read when it exists and neither `file` nor MOORING_CONFIG names another."""
 
+DEFAULT_POOLS = "10.192.0.0/12:20,10.176.0.0/12:20"
+
 _NODE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -56,6 +58,8 @@ class Settings(Model):
     log_max_files: int = Field(default=16, ge=1)
     warm_shims: int = Field(default=4, ge=0, le=256)
     bridge_subnet: str = ""
+    address_pools: str = DEFAULT_POOLS
+    """Where subnets of new networks are taken from: BASE/PREFIX:SIZE, IPv4 or IPv6, by commas."""
     timings: bool = False
     faults: bool = False
     image_max_layer_size: int = Field(default=64 << 30, ge=1 << 20)
@@ -137,6 +141,16 @@ class Settings(Model):
     def _network(cls, value: str) -> str:
         if value:
             ipaddress.ip_network(value)
+        return value
+
+    @field_validator("address_pools")
+    @classmethod
+    def _pools(cls, value: str) -> str:
+        for part in filter(None, value.split(",")):
+            base, _, size = part.strip().rpartition(":")
+            network = ipaddress.ip_network(base)
+            if not network.prefixlen <= int(size) <= network.max_prefixlen - 2:
+                raise ValueError(f"{part}: the size must be a longer prefix than the base's")
         return value
 
     @field_validator("nats_credentials", "tls_cert", "tls_key", "tls_ca", mode="before")

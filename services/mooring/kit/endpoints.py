@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -15,6 +16,13 @@ _MAC = re.compile(r"(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\Z", re.IGNORECASE)
 _SYSCTLS = "com.docker.network.endpoint.sysctls"
 _INTERFACE = "com.docker.network.endpoint.ifname"
 _SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.IFNAME\.[a-z0-9_.]+\Z")
+
+
+def predefined_id(name: str) -> str:
+    """The id of a predefined network, the same on every host; empty for any other."""
+    if name not in PREDEFINED:
+        return ""
+    return hashlib.sha256(f"mooring predefined network {name}".encode()).hexdigest()
 
 
 def mode_network(mode: str) -> str:

@@ -1,25 +1,40 @@
-"""The predefined networks; and volumes and plugins, of which there are none."""
+"""Networks; and volumes and plugins, of which there are none."""
 
 from __future__ import annotations
 
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
-from mooring.gateway.http.reply import Reply, json_reply
+from mooring.gateway.http.reply import Reply, empty, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
-from mooring.gateway.schema.networks import DRIVERS, network, network_id
-from mooring.gateway.schema.query import Filters, boolean_filter
-from mooring.gateway.views.patterns import compile_pattern
-from mooring.kit.errors import InvalidParameter, NotFound
+from mooring.gateway.schema.decode import json_body
+from mooring.gateway.schema.networks import (
+    connect_network,
+    create_network,
+    disconnect_network,
+    network,
+)
+from mooring.gateway.views.networks import FILTERS, select
+from mooring.kit import subjects
+from mooring.kit.errors import NotFound
+from mooring.kit.models.base import Done
+from mooring.kit.models.network import (
+    NetworkCreated,
+    NetworkRequest,
+    NetworksPruned,
+    PruneNetworks,
+)
 
-_FILTERS = frozenset({"dangling", "driver", "id", "label", "name", "scope", "type"})
+_PRUNE_FILTERS = frozenset({"until", "label", "label!"})
 _VOLUME_FILTERS = frozenset({"dangling", "driver", "label", "name"})
 _PLUGIN_FILTERS = frozenset({"capability", "enabled"})
+_SLOW = 600.0
+"""Seconds for a prune of many."""
 
 
 class NetworkRoutes:
-    """What can be said of networks, volumes and plugins without making any."""
+    """The section of networks, and what can be said of volumes and plugins without any."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -30,25 +45,87 @@ class NetworkRoutes:
             Route("GET", "/networks", Kind.INSTANT, self.list),
             Route("GET", "/networks/", Kind.INSTANT, self.list),
             Route("GET", "/networks/{id}", Kind.INSTANT, self.inspect),
+            Route("POST", "/networks/create", Kind.PLAIN, self.create),
+            Route("POST", "/networks/prune", Kind.PLAIN, self.prune),
+            Route("POST", "/networks/{id}/connect", Kind.PLAIN, self.connect),
+            Route("POST", "/networks/{id}/disconnect", Kind.PLAIN, self.disconnect),
+            Route("DELETE", "/networks/{id}", Kind.PLAIN, self.remove),
             Route("GET", "/volumes", Kind.INSTANT, self.volumes),
             Route("GET", "/volumes/{name}", Kind.INSTANT, self.volume),
             Route("GET", "/plugins", Kind.INSTANT, self.plugins),
         ]
 
     def list(self, request: Request) -> Reply:
-        """bridge, host and none, without their containers."""
-        given = query.filters(request, _FILTERS)
-        rows = []
-        for name in DRIVERS:
-            if _passes(name, given):
-                rows.append(network(name, [], self._gateway.settings.bridge_subnet))
-        return json_reply(rows)
+        """All networks that pass the filters, without their containers."""
+        given = query.filters(request, FILTERS)
+        engine = self._gateway.engine
+        used: set[str] = set()
+        if "dangling" in given:
+            for record in engine.containers.newest_first():
+                used |= {point.network_id for point in record.network.endpoints.values()}
+        rows = select(engine.networks.all(), given, used)
+        return json_reply([network(record, []) for record in rows])
 
     def inspect(self, request: Request) -> Reply:
         """One network and the containers on it."""
-        name = _find(request.name)
-        records = self._gateway.engine.containers.newest_first()
-        return json_reply(network(name, records, self._gateway.settings.bridge_subnet))
+        engine = self._gateway.engine
+        record = engine.networks.find(request.name)
+        if request.get("scope") not in ("", record.scope):
+            raise NotFound(f"network {request.name} not found")
+        shown = network(record, engine.containers.newest_first())
+        if query.flag(request, "verbose"):
+            # Of services, of which there are none outside a swarm.
+            shown["Services"] = {}
+        return json_reply(shown)
+
+    async def create(self, request: Request) -> Reply:
+        """Create a network."""
+        body = await json_body(request, self._gateway.settings.max_json_body, required=True)
+        engine = self._gateway.engine
+        created = await engine.ask(subjects.NETWORK_CREATE, create_network(body), NetworkCreated)
+        await engine.networks.mirror.reached(created.revision)
+        return json_reply({"Id": created.network_id, "Warning": created.warning}, 201)
+
+    async def remove(self, request: Request) -> Reply:
+        """Remove one that nobody is on."""
+        engine = self._gateway.engine
+        message = NetworkRequest(network=request.name)
+        done = await engine.ask(subjects.NETWORK_REMOVE, message, Done)
+        await engine.networks.mirror.reached(done.revision)
+        return empty()
+
+    async def connect(self, request: Request) -> Reply:
+        """Connect a container."""
+        body = await json_body(request, self._gateway.settings.max_json_body, required=True)
+        engine = self._gateway.engine
+        message = connect_network(request.name, body)
+        done = await engine.ask(subjects.NETWORK_CONNECT, message, Done)
+        await engine.containers.mirror.reached(done.revision)
+        return empty(200)
+
+    async def disconnect(self, request: Request) -> Reply:
+        """Disconnect a container."""
+        body = await json_body(request, self._gateway.settings.max_json_body, required=True)
+        engine = self._gateway.engine
+        message = disconnect_network(request.name, body)
+        done = await engine.ask(subjects.NETWORK_DISCONNECT, message, Done)
+        await engine.containers.mirror.reached(done.revision)
+        return empty(200)
+
+    async def prune(self, request: Request) -> Reply:
+        """Remove those that no container uses."""
+        given = query.filters(request, _PRUNE_FILTERS)
+        message = PruneNetworks(
+            until_ns=query.until_filter(given),
+            labels=given.get("label", []),
+            labels_not=given.get("label!", []),
+        )
+        engine = self._gateway.engine
+        pruned = await engine.bus.request(
+            subjects.NETWORK_PRUNE, message, NetworksPruned, timeout=_SLOW
+        )
+        await engine.networks.mirror.reached(pruned.revision)
+        return json_reply({"NetworksDeleted": pruned.deleted or None})
 
     def volumes(self, request: Request) -> Reply:
         """None yet."""
@@ -63,36 +140,3 @@ class NetworkRoutes:
         """None."""
         query.filters(request, _PLUGIN_FILTERS)
         return json_reply([])
-
-
-def _find(text: str) -> str:
-    if text in DRIVERS:
-        return text
-    matching = [name for name in DRIVERS if text and network_id(name).startswith(text)]
-    if len(matching) > 1:
-        raise InvalidParameter(f"network {text} is ambiguous ({len(matching)} matches found on ID)")
-    if not matching:
-        raise NotFound(f"network {text} not found")
-    return matching[0]
-
-
-def _passes(name: str, given: Filters) -> bool:
-    for key, values in given.items():
-        match key:
-            case "name":
-                passes = any(compile_pattern(value, "name").search(name) for value in values)
-            case "id":
-                passes = any(network_id(name).startswith(value) for value in values)
-            case "driver":
-                passes = DRIVERS[name] in values
-            case "scope":
-                passes = "local" in values
-            case "type":
-                passes = "builtin" in values
-            case "dangling":
-                passes = boolean_filter(given, "dangling") is False
-            case _:
-                passes = False
-        if not passes:
-            return False
-    return True

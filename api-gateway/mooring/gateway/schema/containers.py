@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mooring.kit import procpaths
+from mooring.kit.endpoints import predefined_id
 from mooring.kit.models.container import (
     ContainerRecord,
     Endpoint,
@@ -13,7 +14,6 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.network import EndpointSettings
 
-from .networks import network_id
 from .texts import duration, next_change, rfc3339
 
 RUNNING_STATES = frozenset({State.RUNNING, State.PAUSED, State.STOPPING, State.RESTARTING})
@@ -256,7 +256,7 @@ def _networks(record: ContainerRecord) -> dict[str, Any]:
         mode = _network_mode(record)
         if mode.startswith("container:"):
             return {}
-        names = list(dict.fromkeys([mode, *record.networking]))
+        names = list(record.networking) or [mode]
     return {name: _endpoint(record, name, endpoints.get(name) or Endpoint()) for name in names}
 
 
@@ -272,7 +272,7 @@ def _endpoint(record: ContainerRecord, name: str, endpoint: Endpoint) -> dict[st
         "MacAddress": endpoint.mac_address or given.mac_address,
         "DriverOpts": given.driver_opts,
         "GwPriority": given.gw_priority,
-        "NetworkID": endpoint.network_id or network_id(name),
+        "NetworkID": endpoint.network_id or predefined_id(name),
         "EndpointID": endpoint.endpoint_id,
         "Gateway": endpoint.gateway,
         "IPAddress": endpoint.ip_address,

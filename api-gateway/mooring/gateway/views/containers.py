@@ -14,6 +14,7 @@ from mooring.kit.models.exec import ExecRecord, ExecState
 from mooring.kit.store import Entry, Mirror
 
 from .images import ImageViews
+from .networks import NetworkViews
 
 _ID_LENGTH = 64
 _HEX = frozenset("0123456789abcdef")
@@ -39,10 +40,12 @@ class ContainerViews:
         mirror: Mirror[ContainerRecord],
         execs: Mirror[ExecRecord],
         images: ImageViews,
+        networks: NetworkViews,
         run_dir: Callable[[str], str],
     ) -> None:
         self.mirror = mirror
         self._images = images
+        self.networks = networks
         self._run_dir = run_dir
         self._execs: dict[str, set[str]] = {}
         self._by_name: dict[str, str] = {}

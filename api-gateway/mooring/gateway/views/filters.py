@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mooring.gateway.schema.containers import RUNNING_STATES, shown_state
-from mooring.gateway.schema.networks import network_id
 from mooring.gateway.schema.query import Filters, boolean_filter, has_labels
 from mooring.kit.errors import InvalidParameter, NotFound
 from mooring.kit.models.container import ContainerRecord
 
 from .containers import ContainerViews
 from .images import ImageViews
+from .networks import NetworkViews
 from .patterns import compile_pattern
 
 NAMES = frozenset(
@@ -64,6 +64,8 @@ def _tests(views: ContainerViews, images: ImageViews, given: Filters) -> list[Te
                 tests.append(_ancestor(images, values))
             case "publish" | "expose":
                 tests.append(_ports(name, values))
+            case "network":
+                tests.append(_network(views.networks, set(values)))
             case "is-task":
                 # Nothing here belongs to a service.
                 wanted = boolean_filter(given, "is-task")
@@ -98,20 +100,27 @@ def _simple(name: str, values: list[str]) -> Test:
                 mount.destination in wanted or mount.source in wanted or mount.name in wanted
                 for mount in record.mounts
             )
-        case "network":
-            return lambda record: any(
-                network in wanted or network_id(network).startswith(tuple(wanted))
-                for network in _networks(record)
-            )
     # isolation: there is only the default one on Linux.
     return lambda record: bool(wanted & {"", "default"})
 
 
-def _networks(record: ContainerRecord) -> list[str]:
-    if record.network.endpoints:
-        return list(record.network.endpoints)
+def _network(networks: NetworkViews, wanted: set[str]) -> Test:
+    """Containers on a network, by its name or (a prefix of) its id."""
+    ids = networks.ids()
+
+    def test(record: ContainerRecord) -> bool:
+        names = list(record.network.endpoints) or list(record.networking) or [_mode(record)]
+        return any(
+            name in wanted or (name in ids and ids[name].startswith(tuple(wanted)))
+            for name in names
+        )
+
+    return test
+
+
+def _mode(record: ContainerRecord) -> str:
     mode = record.host_config.network_mode
-    return ["bridge" if mode in ("", "default") else mode]
+    return "bridge" if mode in ("", "default") else mode
 
 
 def _among(name: str, wanted: set[str], known: tuple[str, ...]) -> None:

@@ -10,21 +10,23 @@ import secrets
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from mooring.kit.endpoints import predefined_id
 from mooring.kit.errors import EngineError
-from mooring.kit.models.container import Endpoint, NetworkState
+from mooring.kit.models.network import Endpoint, IpamPool, NetworkRecord, NetworkState
 
-from .addresses import next_address
-from .leases import Leases
+from .addresses import next_address, ranges
+from .client import FactoryClient, FactoryError
+from .lan import Lan
+from .leases import Address, Leases
+from .links import adopt, index_of
 
 logger = logging.getLogger(__name__)
-
-FACTORY_TIMEOUT = 10.0
-"""Seconds; a sandbox takes 2 ms."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class Prepared:
     address: IPv4Address
     mac: str
     namespace: int
+    link: str
+    """The host's end of its veth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +76,28 @@ class Bridge:
         self._settings = settings
         self._leases = Leases(settings.directory / "leases")
         self._pool: deque[Prepared] = deque()
-        self._factory: socket.socket | None = None
+        self.ports: Callable[[str], list[str]] = lambda network_id: []
+        """The host's ends of the veths that are on a network now."""
+        self.client: FactoryClient | None = None
+        """The factory, for other networks as well."""
+        self.record = NetworkRecord(
+            id=predefined_id("bridge"), name="bridge", interface=settings.bridge
+        )
         self._making = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
         self._subnet = IPv4Network("0.0.0.0/0")
         self._gateway = ""
         self._mtu = 0
         self._last = IPv4Address(0)
-        self._pending: set[IPv4Address] = set()
+        self._pending: set[Address] = set()
         """Addresses of sandboxes in the pool or being made: not leases, as they die with us."""
+        self.lan = Lan(self.record, self._leases, [], pending=self._pending)
+        """The same network for a sandbox that is on several, or is asked to be special."""
 
     @property
     def ready(self) -> bool:
         """Whether the bridge is set up and its factory answers."""
-        return self._factory is not None
+        return self.client is not None and self.client.alive
 
     @property
     def subnet(self) -> str:
@@ -97,6 +109,11 @@ class Bridge:
 
     async def start(self, factory: socket.socket) -> None:
         """Set the bridge up if it is not, and use this factory from now on."""
+        await self._set_up()
+        self.client = FactoryClient(factory)
+        self.refill()
+
+    async def _set_up(self) -> None:
         chosen = self._settings.directory / "subnet"
         request = {
             "action": "ensure",
@@ -109,9 +126,28 @@ class Bridge:
         chosen.write_text(answer["subnet"])
         self._subnet, self._gateway = IPv4Network(answer["subnet"]), answer["gateway"]
         self._mtu = answer["mtu"]
-        factory.setblocking(False)
-        self._factory = factory
-        self.refill()
+        pool = IpamPool(subnet=answer["subnet"], gateway=answer["gateway"])
+        self.record = self.record.model_copy(update={"ipam": [pool]})
+        self.lan.record, self.lan.ranges = self.record, ranges([pool])
+
+    def present(self) -> bool:
+        """Whether the bridge is there; somebody may have deleted it."""
+        return index_of(self._settings.bridge) > 0
+
+    async def repair(self) -> None:
+        """Make a bridge again that was taken away, with the ports that it had."""
+        logger.warning("the bridge %s was gone: it is made again", self._settings.bridge)
+        client, self.client = self.client, None
+        if self._filling:
+            # Not cancelled: that would break off what the factory is being asked.
+            await asyncio.gather(self._filling, return_exceptions=True)
+        while self._pool:
+            prepared = self._pool.popleft()
+            os.close(prepared.namespace)
+            self._pending.discard(prepared.address)
+        await self._set_up()
+        await asyncio.to_thread(adopt, self._settings.bridge, self.ports(self.record.id))
+        self.client = client
 
     async def close(self) -> None:
         """Give back what is in the pool; containers keep theirs."""
@@ -120,9 +156,9 @@ class Bridge:
             await asyncio.gather(self._filling, return_exceptions=True)
         while self._pool:
             os.close(self._pool.popleft().namespace)
-        if self._factory:
-            self._factory.close()
-            self._factory = None
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
     async def remove(self) -> None:
         """Take the bridge and the rules out of the kernel (nothing runs any more)."""
@@ -131,15 +167,30 @@ class Bridge:
 
     async def attach(self, holder: str) -> tuple[Prepared, NetworkState]:
         """A sandbox for `holder`; the caller closes its namespace once the container has it."""
-        prepared = self._pool.popleft() if self._pool else await self._make()
+        prepared = self._take() or await self._make()
         self._leases.claim(prepared.address, holder)
         self._pending.discard(prepared.address)
         return prepared, self._state(prepared)
 
+    @property
+    def mtu(self) -> int:
+        """Of the links of containers."""
+        return self._mtu
+
+    def _take(self) -> Prepared | None:
+        """A prepared sandbox whose veth is still there: somebody may have deleted it."""
+        while self._pool:
+            prepared = self._pool.popleft()
+            if index_of(prepared.link):
+                return prepared
+            logger.warning("the link %s of a prepared sandbox was gone", prepared.link)
+            os.close(prepared.namespace)
+            self._pending.discard(prepared.address)
+        return None
+
     def detach(self, holder: str) -> None:
         """The run is over: its address is free again. Kernel objects went with the namespace."""
-        for address in self._leases.of(holder):
-            self._leases.release(address)
+        self.lan.release(holder)
 
     def sweep(self, live: set[str]) -> None:
         """Free the leases of everyone who is not in `live`."""
@@ -154,26 +205,27 @@ class Bridge:
 
     async def _fill(self) -> None:
         try:
-            while self._factory is not None and len(self._pool) < self._settings.pool:
+            while self.ready and len(self._pool) < self._settings.pool:
                 self._pool.append(await self._make())
         except (EngineError, OSError) as exc:
             logger.warning("cannot prepare sandboxes: %s", exc)
 
     async def _make(self) -> Prepared:
         async with self._making:
-            if self._factory is None:
+            if not self.ready:
                 raise EngineError("the bridge network is not set up")
             taken = self._leases.taken() | self._pending
             address = next_address(self._subnet, taken, self._last)
             self._last = address
             self._pending.add(address)
             try:
-                return await self._ask(self._factory, address)
+                return await self._ask(address)
             except BaseException:
                 self._pending.discard(address)
                 raise
 
-    async def _ask(self, factory: socket.socket, address: IPv4Address) -> Prepared:
+    async def _ask(self, address: IPv4Address) -> Prepared:
+        assert self.client is not None
         request = {
             "bridge": self._settings.bridge,
             "address": str(address),
@@ -182,37 +234,23 @@ class Bridge:
             "mtu": self._mtu,
         }
         try:
-            async with asyncio.timeout(FACTORY_TIMEOUT):
-                await asyncio.get_running_loop().sock_sendall(factory, json.dumps(request).encode())
-                packet, descriptors = await _receive(factory)
-        except (TimeoutError, OSError) as exc:
-            # An answer that comes late would be taken for the next one's.
-            await self.close()
-            raise EngineError(f"the sandbox factory does not answer: {exc}") from exc
-        answer = json.loads(packet or b'{"error": "the sandbox factory died"}')
-        if error := answer.get("error"):
-            raise EngineError(f"cannot make a sandbox: {error}")
-        return Prepared(address, answer["mac"], descriptors[0])
+            answer, descriptors = await self.client.ask(request)
+        except FactoryError as exc:
+            raise EngineError(f"cannot make a sandbox: {exc}") from exc
+        return Prepared(address, answer["mac"], descriptors[0], answer["link"])
 
     def _state(self, prepared: Prepared) -> NetworkState:
         endpoint = Endpoint(
+            network_id=self.record.id,
             endpoint_id=secrets.token_hex(32),
+            driver="bridge",
+            interface="eth0",
+            link=prepared.link,
             gateway=self._gateway,
             ip_address=str(prepared.address),
             ip_prefix_len=self._subnet.prefixlen,
             mac_address=prepared.mac,
         )
-        return NetworkState(sandbox_id=secrets.token_hex(32), endpoints={"bridge": endpoint})
-
-
-async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet with its descriptors; sock is non-blocking."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock.fileno())
-    data, descriptors, _, _ = socket.recv_fds(sock, 65536, 4)
-    return data, list(descriptors)
+        return NetworkState(
+            sandbox_id=secrets.token_hex(32), endpoints={"bridge": endpoint}, gateway4="bridge"
+        )

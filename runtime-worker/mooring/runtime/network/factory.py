@@ -1,31 +1,30 @@
-"""The process that makes sandboxes ahead of time. Standard library only, forked by the launcher.
+"""The process that works in network namespaces. Standard library only, forked by the launcher.
 
-A sandbox is a network namespace with lo and eth0 up, an address and a default route; its veth's
-other end is a port of the bridge. What names it is a descriptor, not a mount: it is handed to the
-worker, and the kernel takes namespace, veth and routes away with the last descriptor or process.
-So a worker or a factory that is killed leaves nothing behind.
+A sandbox is a network namespace with its interfaces up, addresses and routes. What names it is a
+descriptor, not a mount: it is handed to the worker, and the kernel takes namespace, links and
+routes away with the last descriptor or process. So a worker or a factory that is killed leaves
+nothing behind.
 
-Protocol, SOCK_SEQPACKET, JSON: {"bridge", "address", "prefix", "gateway", "mtu"}
--> {"mac", "link"} with SCM_RIGHTS [namespace], or {"error"}.
+Protocol, SOCK_SEQPACKET, JSON, one request at a time; every answer may be {"error", "errno"}:
+  {"bridge", "address", "prefix", "gateway", "mtu"} -> {"mac", "link"}, SCM_RIGHTS [namespace]
+      a sandbox of the default bridge, ready for use
+  {"op": "blank"} -> {"link"}, SCM_RIGHTS [namespace]
+      a sandbox with the end of a veth in it (eth0), connected to nothing yet
+  {"op": "plug", "interfaces": [...], "gateways": {...}, "blank": LINK|null} [namespace]?
+      -> {"macs": [...]}, SCM_RIGHTS [namespace] unless one was given
+      see wiring.py, which carries it out
+  {"op": "unplug", "interface", "gateways"} [namespace] -> {}
 """
 
 from __future__ import annotations
 
-import ctypes
+import array
 import json
 import os
 import socket
 
-from . import netlink
-
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+from . import netlink, wiring
+from .namespace import enter, new_namespace
 
 
 def mac_of(ip: bytes) -> bytes:
@@ -36,21 +35,6 @@ def mac_of(ip: bytes) -> bytes:
 def link_name(ip: bytes) -> str:
     """The host's end of the veth of an address, at most 15 characters (IFNAMSIZ)."""
     return f"mrv{ip.hex()}"
-
-
-def new_namespace(home: int) -> tuple[int, netlink.Route]:
-    """A network namespace and a netlink socket in it; we are back in `home` when this returns."""
-    _check(_libc.unshare(CLONE_NEWNET), "unshare(CLONE_NEWNET)")
-    try:
-        # As Docker: a network without IPv6 shows none but on lo (which exists already).
-        try:
-            with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "wb", 0) as file:
-                file.write(b"1")
-        except OSError:
-            pass  # a kernel without IPv6
-        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), netlink.Route()
-    finally:
-        _check(_libc.setns(home, CLONE_NEWNET), "setns")
 
 
 def make(home: int, host: netlink.Route, request: dict[str, object]) -> tuple[int, str, str]:
@@ -80,16 +64,73 @@ def make(home: int, host: netlink.Route, request: dict[str, object]) -> tuple[in
     return namespace, ":".join(f"{byte:02x}" for byte in mac), name
 
 
+class Factory:
+    """Answers one request after the other."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._host = netlink.Route()
+
+    def serve(self) -> None:
+        """Until the worker's end of the socket closes."""
+        space = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+        while True:
+            packet, ancillary, _, _ = self._control.recvmsg(1 << 20, space)
+            given: list[int] = []
+            for _, _, data in ancillary:
+                given += array.array("i", data)
+            if not packet:
+                return
+            try:
+                answer, made = self.answer(json.loads(packet), given)
+            except (OSError, ValueError, KeyError) as exc:
+                number = exc.errno if isinstance(exc, OSError) else 0
+                answer, made = {"error": str(exc), "errno": number or 0}, -1
+            finally:
+                for descriptor in given:
+                    os.close(descriptor)
+            data = json.dumps(answer).encode()
+            if made >= 0:
+                socket.send_fds(self._control, [data], [made])
+                os.close(made)
+            else:
+                self._control.send(data)
+
+    def answer(self, request: dict[str, object], given: list[int]) -> tuple[dict[str, object], int]:
+        """What to say, and the descriptor of a namespace to give or -1."""
+        match request.get("op"):
+            case None:
+                namespace, mac, name = make(self._home, self._host, request)
+                return {"mac": mac, "link": name}, namespace
+            case "blank":
+                namespace, name = wiring.blank(self._home, self._host)
+                return {"link": name}, namespace
+            case "plug":
+                return self._plug(request, given)
+            case "unplug":
+                with enter(self._home, given[0]) as inside:
+                    wiring.unplug(inside, request)
+                return {}, -1
+        raise ValueError(f"the factory knows no operation {request.get('op')!r}")
+
+    def _plug(self, request: dict[str, object], given: list[int]) -> tuple[dict[str, object], int]:
+        if given:
+            with enter(self._home, given[0]) as inside:
+                macs = wiring.plug(self._host, inside, given[0], request)
+            # One that was prepared is the caller's already.
+            return {"macs": macs}, -1
+        namespace, first = new_namespace(self._home)
+        first.close()
+        try:
+            with enter(self._home, namespace) as inside:
+                macs = wiring.plug(self._host, inside, namespace, request)
+        except BaseException:
+            os.close(namespace)
+            raise
+        return {"macs": macs}, namespace
+
+
 def main(control: socket.socket) -> None:
     """Answer requests until the worker's end of the socket closes."""
-    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    host = netlink.Route()
-    while packet := control.recv(65536):
-        try:
-            namespace, mac, name = make(home, host, json.loads(packet))
-        except (OSError, ValueError, KeyError) as exc:
-            control.send(json.dumps({"error": str(exc)}).encode())
-            continue
-        answer = json.dumps({"mac": mac, "link": name}).encode()
-        socket.send_fds(control, [answer], [namespace])
-        os.close(namespace)
+    Factory(control).serve()

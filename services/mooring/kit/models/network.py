@@ -235,6 +235,9 @@ class HostConnect(Request):
     run: int
     network: str
     """Its name."""
+    name: str = ""
+    """The container's, which others on the network find it by."""
+    hostname: str = ""
     settings: EndpointSettings = Field(default_factory=EndpointSettings)
 
 

@@ -1,0 +1,150 @@
+"""Connecting a run that goes on to one more network, and disconnecting it; each can be repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from mooring.kit import faults, log
+from mooring.kit.errors import Conflict, NotFound
+from mooring.kit.models.host import HostStart
+from mooring.kit.models.network import (
+    EndpointSettings,
+    HostConnect,
+    HostDisconnect,
+    HostWired,
+    NetworkState,
+)
+
+from . import files
+from .bundle import replace
+from .layout import Layout
+from .locks import KeyedLocks
+from .runs import NETWORK, Run, Runs, Stage
+
+logger = logging.getLogger(__name__)
+
+
+class Wires(Protocol):
+    """What is needed of sandbox.HostNetworks."""
+
+    async def connect(
+        self, request: HostConnect, state: NetworkState, namespace: str
+    ) -> NetworkState: ...
+    async def disconnect(
+        self, request: HostDisconnect, state: NetworkState, namespace: str
+    ) -> NetworkState: ...
+    def disconnected(self, holder: str, network: str) -> None: ...
+
+
+class Rewiring:
+    """The worker's commands about the networks of containers that run."""
+
+    def __init__(self, layout: Layout, runs: Runs, networks: Wires, locks: KeyedLocks) -> None:
+        self._layout = layout
+        self._runs = runs
+        self._networks = networks
+        self._locks = locks
+
+    async def connect(self, request: HostConnect) -> HostWired:
+        """One more network; an endpoint that is there already is answered again."""
+        with log.bind(container=request.id[:12]):
+            async with self._locks.hold(request.id):
+                run = self._live(request.id, request.run)
+                state = read_state(run.directory)
+                if request.network not in state.endpoints:
+                    namespace = f"/proc/{run.init_pid}/ns/net"
+                    state = await self._networks.connect(request, state, namespace)
+                    faults.point("runtime.connect.plugged")
+                    replace(f"{run.directory}/{NETWORK}", state.pack())
+                self._note_hosts(run, state, request.network)
+                self._note_command(request.id, request.network, request.settings)
+                faults.point("runtime.connect.recorded")
+                return HostWired(network=state)
+
+    async def disconnect(self, request: HostDisconnect) -> HostWired:
+        """One network less; one that is not there is no error."""
+        with log.bind(container=request.id[:12]):
+            async with self._locks.hold(request.id):
+                run = self._live(request.id, request.run)
+                state = read_state(run.directory)
+                point = state.endpoints.get(request.network)
+                if point is not None:
+                    namespace = f"/proc/{run.init_pid}/ns/net"
+                    state = await self._networks.disconnect(request, state, namespace)
+                    faults.point("runtime.disconnect.unplugged")
+                    gone = (point.ip_address, point.global_ipv6_address)
+                    _edit_hosts(run.directory, lambda text: files.hosts_without(text, gone))
+                    replace(f"{run.directory}/{NETWORK}", state.pack())
+                # Last: an address is free only when nothing says any more that it is taken.
+                self._networks.disconnected(f"{request.id}.{request.run}", request.network)
+                self._note_command(request.id, request.network, None)
+                faults.point("runtime.disconnect.recorded")
+                return HostWired(network=state)
+
+    def _live(self, id_: str, run: int) -> Run:
+        found = self._runs.find(id_, run)
+        if found is None:
+            raise NotFound(f"No such container: {id_}")
+        if found.stage is not Stage.LIVE:
+            raise Conflict(f"container {id_} is not running")
+        return found
+
+    def _note_hosts(self, run: Run, state: NetworkState, network: str) -> None:
+        point = state.endpoints[network]
+        mine = [text for text in (point.ip_address, point.global_ipv6_address) if text]
+        with open(f"{run.directory}/hostname") as file:
+            hostname = file.read().strip()
+        _edit_hosts(
+            run.directory,
+            lambda text: files.hosts_with(files.hosts_without(text, mine), mine, hostname),
+        )
+
+    def _note_command(self, id_: str, network: str, settings: EndpointSettings | None) -> None:
+        """A restart by policy comes back with the networks that the container has now."""
+        path = f"{self._layout.container(id_)}/start.msgpack"
+        with contextlib.suppress(FileNotFoundError):
+            with open(path, "rb") as file:
+                command = HostStart.unpack(file.read())
+            networking = dict(command.record.networking)
+            if settings is None:
+                networking.pop(network, None)
+            else:
+                networking[network] = settings
+            command.record.networking = networking
+            replace(path, command.pack())
+
+
+def read_state(directory: str) -> NetworkState:
+    """The network of a run, from its directory."""
+    try:
+        with open(f"{directory}/{NETWORK}", "rb") as file:
+            return NetworkState.unpack(file.read())
+    except FileNotFoundError:
+        return NetworkState()
+
+
+def live_states(runs: Runs) -> list[NetworkState]:
+    """The networks of every run that goes on."""
+    found = []
+    for id_, number in runs:
+        run = runs.find(id_, number)
+        if run is not None and run.stage is Stage.LIVE:
+            found.append(read_state(run.directory))
+    return found
+
+
+def _edit_hosts(directory: str, edit: Callable[[str], str]) -> None:
+    """Change /etc/hosts in place: the file is mounted in the container, a new one would not be."""
+    descriptor = os.open(f"{directory}/hosts", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        before = os.read(descriptor, 1 << 20)
+        after = edit(before.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        if after != before:
+            os.pwrite(descriptor, after, 0)
+            os.ftruncate(descriptor, len(after))
+    finally:
+        os.close(descriptor)
