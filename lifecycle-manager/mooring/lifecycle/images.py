@@ -57,6 +57,8 @@ class ImageHandlers:
         known = self._engine.images.get(image_key(image.id))
         if known is not None:
             image = _merged(known.record, image)
+        elif request.action == "push":
+            raise NotFound(f"No such image: {image.id}")
         tags = [references.normalize(text) for text in request.references]
         happenings = _happenings(request, image.id, tags)
         change = ImageChange(
@@ -278,8 +280,8 @@ def _event(image: ImageRecord, action: str, actor: str, name: str, time_ns: int)
 
 
 def _happenings(request: AddImage, image_id: str, tags: list[str]) -> list[tuple[str, str, str]]:
-    """What is told: action, actor, name. A pull and a push are told of the reference."""
-    if request.action in ("pull", "push") and tags:
+    """What is told: action, actor, name. A pull is told of the reference."""
+    if request.action == "pull" and tags:
         reference = references.parse(tags[0])
         return [(request.action, reference.familiar(), reference.familiar_name)]
     found = [(request.action, image_id, image_id)] if request.action in _EVENTS else []

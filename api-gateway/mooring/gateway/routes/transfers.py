@@ -119,7 +119,8 @@ class TransferRoutes:
         if not images:
             shown = named.familiar()
             words = f"An image does not exist locally with the tag: {reference.familiar_name}"
-            await stream.write(_error(words if not tag else f"tag does not exist: {shown}"))
+            any_tag = bool(tag) and bool(_tagged(engine, reference, ""))
+            await stream.write(_error(f"tag does not exist: {shown}" if any_tag else words))
             stream.end()
             return None
         message = PushImage(

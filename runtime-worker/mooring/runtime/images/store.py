@@ -16,7 +16,7 @@ import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 _SHORT = 12
@@ -100,6 +100,19 @@ class ImageStore:
             os.fsync(opened.fileno())
         target.hardlink_to(file)
         _sync_directory(self.blobs)
+
+    def replace_blob(self, old: str, file: Path, digest: str, compression: str) -> None:
+        """Have the layers made of one blob made of another, which unpacks to the same."""
+        self.add_blob(file, digest)
+        for info in list(self.all_layers()):
+            if info.blob == old:
+                path = self.layer(info.chain_id) / "layer.json"
+                made = path.with_name(".layer.json")
+                made.write_text(
+                    json.dumps(asdict(replace(info, blob=digest, compression=compression)))
+                )
+                made.rename(path)
+        self.blob(old).unlink(missing_ok=True)
 
     def read_blob(self, digest: str) -> bytes:
         """All of a small blob, verified; ValueError if it is damaged."""

@@ -95,7 +95,7 @@ class Http:
                     method,
                     url,
                     headers=headers,
-                    data=data,
+                    data=data() if callable(data) else data,
                     allow_redirects=False,
                     ssl=self.context(endpoint),
                 )
@@ -194,7 +194,7 @@ class Repository:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer that is no refusal; path is one below the repository, or a URL.
 
-        RegistryError, NoCredentials, ConnectionFault. data must be repeatable (bytes) or None.
+        RegistryError, NoCredentials, ConnectionFault. data: bytes, or what makes a body.
         """
         url = path if "://" in path else f"{self.endpoint.url}/v2/{self.path}/{path}"
         for last in (False, True):

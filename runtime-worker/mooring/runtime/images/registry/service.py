@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mooring.kit import subjects
+from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
-from mooring.kit.errors import EngineError, InvalidParameter, Unavailable
+from mooring.kit.errors import EngineError, InvalidParameter, NotFound, Unavailable
 from mooring.kit.faults import point
 from mooring.kit.models.base import Done, Model
-from mooring.kit.models.image import AddImage
+from mooring.kit.models.container import Event
+from mooring.kit.models.image import AddImage, ImageRecord
 from mooring.kit.models.registry import (
     AuthChecked,
     CancelTransfer,
@@ -204,7 +205,8 @@ class RegistryService:
         calls: dict[str, Callable[[Work, dict[str, Any]], Awaitable[Any]]] = {
             "lease": self._lease,
             "commit": self._commit,
-            "add": self._add,
+            "add": self._pushed if work.op == "push" else self._add,
+            "compressed": self._compressed,
         }
         return await calls[op](work, args)
 
@@ -260,6 +262,59 @@ class RegistryService:
             work.uncertain = True
             raise
         work.recorded |= digests_of(message.image)
+        return done.revision
+
+    async def _compressed(self, work: Work, args: dict[str, Any]) -> None:
+        """The compressed form of a blob takes its place."""
+        store, directory = self._images.store, work.directory
+        assert directory is not None
+
+        def swap() -> None:
+            pending = Pending(directory)
+            # Whatever is not a layer's at the end, or after a kill, goes.
+            pending.note("blob", args["old"])
+            pending.note("blob", args["digest"])
+            store.replace_blob(args["old"], Path(args["path"]), args["digest"], args["compression"])
+
+        await self._images.change(swap)
+
+    async def _pushed(self, work: Work, args: dict[str, Any]) -> int:
+        """Note the digest that an image has in a registry now, and tell of the push."""
+        store, directory = self._images.store, work.directory
+        assert directory is not None
+        image = ImageRecord.model_validate(args["image"])
+        reference = references.parse(args["reference"])
+
+        def keep() -> None:
+            pending = Pending(directory)
+            for digest, path in args["blobs"].items():
+                pending.blob(digest, store)
+                store.add_blob(Path(path), digest)
+
+        await self._images.change(keep)
+        record = image.model_copy(update={"manifests": [args["manifest"]], "nodes": [self._node]})
+        event = Event(
+            id=f"{image.id[7:]}.push.{directory.name}.{reference.tag}",
+            type="image",
+            action="push",
+            actor=reference.familiar(),
+            attributes={
+                **(image.config.get("Labels") or {}),
+                "name": reference.familiar_name,
+            },
+            time_ns=time.time_ns(),
+        )
+        message = AddImage(
+            image=record, references=[args["digest_reference"]], action="push", events=[event]
+        )
+        try:
+            done = await self._images.record(message)
+        except Unavailable:
+            work.uncertain = True
+            raise
+        except NotFound:
+            return 0  # Removed meanwhile: it is in the registry all the same.
+        work.recorded |= digests_of(record)
         return done.revision
 
     def _message(self, args: dict[str, Any]) -> AddImage:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from mooring.runtime.images.store import ImageStore
 from mooring.runtime.images.unlayering import Unpacker
 from mooring.runtime.images.unpack import Limits, end_with
 
+from . import queries
 from .channel import LINE, Channel, error_of
 from .client import Http, Patience
 from .endpoints import Rules
 from .host import Calls, RemoteHost
 from .layers import Layers, Places
 from .pull import Pull
+from .push import Push, Slots
 from .words import ConnectionFault, NoCredentials, RegistryError, TransferFault, transfer_error
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,9 @@ class Transfers:
             Path(settings["job"]),
             Limits(settings["max_size"], settings["max_files"]),
         )
-        self.uploads = asyncio.Semaphore(settings["uploads"])
+        self.slots = Slots(
+            asyncio.Semaphore(settings["uploads"]), asyncio.Semaphore(os.cpu_count() or 1)
+        )
         self.layers = Layers(
             self.places, self._unpacker, self._commit, asyncio.Semaphore(settings["downloads"])
         )
@@ -107,6 +112,14 @@ class Transfers:
         match op:
             case "pull":
                 return Pull(self.http, self.layers, self.places, host).run
+            case "push":
+                return Push(self.http, self.store, self.places, self.slots, host).run
+            case "search":
+                return partial(queries.search, self.http)
+            case "inspect":
+                return partial(queries.inspect, self.http)
+            case "auth":
+                return partial(queries.check_auth, self.http)
         raise EngineError(f"unknown operation {op}")
 
     async def _commit(self, layer: dict[str, Any]) -> None:
