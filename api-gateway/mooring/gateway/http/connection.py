@@ -342,15 +342,20 @@ class Connection(asyncio.Protocol):
 
     # --- the end ---
 
-    async def hijack(self, request: Request, content_type: str) -> Wire:
-        """Send the head of a raw stream and hand the connection over."""
+    async def hijack(self, request: Request, content_type: str, head: bytes = b"") -> Wire:
+        """Send the head (of a raw stream, if none is given) and hand the connection over."""
+        return await self._hand_over(head or self._raw_head(request, content_type))
+
+    def _raw_head(self, request: Request, content_type: str) -> bytes:
         upgrading = bool(request.head.headers.get("upgrade"))
         lines = f"Content-Type: {content_type}\r\n"
         if upgrading:
             lines += "".join(f"{name}: {value}\r\n" for name, value in _UPGRADE)
         else:
             lines += "Connection: close\r\n"
-        head = preamble(101 if upgrading else 200) + lines.encode() + b"\r\n"
+        return preamble(101 if upgrading else 200) + lines.encode() + b"\r\n"
+
+    async def _hand_over(self, head: bytes) -> Wire:
         early, self._buffer = self._buffer, b""
         if self._transport.get_extra_info("sslcontext") is not None:
             self._wire = TransportWire(self._transport, early)

@@ -150,3 +150,8 @@ class Request:
         """Turn the connection into a raw stream: 101 if the client asks to upgrade, else 200."""
         self.started = True
         return await self._connection.hijack(self, content_type)
+
+    async def upgrade(self, head: bytes) -> Wire:
+        """Hand the connection over after this head of an answer."""
+        self.started = True
+        return await self._connection.hijack(self, "", head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from mooring.gateway import detach
@@ -12,12 +12,14 @@ from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply, empty
 from mooring.gateway.http.request import Request
+from mooring.gateway.http.websocket import NotWebSocket, WebSocketWire, handshake
+from mooring.gateway.http.wire import Wire
 from mooring.gateway.output import Formatter
 from mooring.gateway.relay import Input, Relay, open_log
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.containers import RUNNING_STATES
-from mooring.kit.errors import Conflict, NotSupported
+from mooring.kit.errors import Conflict, InvalidParameter
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.host import OpenStream
 from mooring.kit.store import Entry
@@ -43,22 +45,38 @@ class AttachRoutes:
         """See Router."""
         return [
             Route("POST", "/containers/{id}/attach", Kind.HIJACK, self.attach),
-            Route("GET", "/containers/{id}/attach/ws", Kind.STREAM, self.websocket),
+            Route("GET", "/containers/{id}/attach/ws", Kind.HIJACK, self.websocket),
         ]
 
-    async def websocket(self, request: Request) -> Reply:
-        """Not there yet."""
-        raise NotSupported("attaching through a websocket is not supported yet")
+    async def websocket(self, request: Request) -> Reply | None:
+        """The same through a websocket: both streams in one, as they come."""
+        try:
+            head = handshake(request.head)
+        except NotWebSocket as exc:
+            raise InvalidParameter(str(exc)) from None
+        text = request.version < (1, 28)
+
+        async def open_wire() -> Wire:
+            return WebSocketWire(await request.upgrade(head), text=text)
+
+        return await self._join(request, open_wire, raw=True)
 
     async def attach(self, request: Request) -> Reply | None:
         """Join the container's streams: those of its next run if it does not run."""
+        tty = self._gateway.engine.containers.find(request.name).config.tty
+        kind = content_type(request, tty=tty)
+        return await self._join(request, lambda: request.hijack(kind), raw=tty)
+
+    async def _join(
+        self, request: Request, open_wire: Callable[[], Awaitable[Wire]], *, raw: bool
+    ) -> Reply | None:
         keys = detach.parse(request.get("detachKeys"))
         engine = self._gateway.engine
         record = engine.containers.find(request.name)
         _check(record)
         tty = record.config.tty
         formatter = Formatter(
-            raw=tty,
+            raw=raw,
             stdout=query.flag(request, "stdout"),
             stderr=query.flag(request, "stderr"),
         )
@@ -79,8 +97,8 @@ class AttachRoutes:
             if opened.offset == 0 and reading.offset > 0:
                 formatter.cut_first_line()
             await noted
-            wire = await request.hijack(content_type(request, tty=tty))
-            relay = Relay(engine.bus, wire, formatter, raw=tty)
+            wire = await open_wire()
+            relay = Relay(engine.bus, wire, formatter, raw=raw)
             await relay.run(reading, source, self._refused(record, opened))
         if relay.detached:
             await note(engine, record.id, "detach")
