@@ -6,10 +6,11 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import pytest
 
-from .harness import Engine, engine
+from .harness import Engine, engine, until
 
 pytestmark = pytest.mark.kernel
 
@@ -168,3 +169,76 @@ def test_export_is_what_the_container_sees(e: Engine) -> None:
     assert e.actions("box")[-1] == "export"
     e.docker("import", "-c", "CMD cat /etc/mine", str(archive), "exported")
     assert e.out("run", "--rm", "exported") == "mine"
+
+
+def test_an_image_removed_by_force_stays_as_long_as_a_stopped_container_needs_it(
+    e: Engine,
+) -> None:
+    e.docker("run", "--name", "maker", "bb", "sh", "-c", "echo kept > /f")
+    image = e.out("commit", "maker", "forced")
+    e.docker("rm", "maker")
+    e.docker("run", "--name", "box", "forced", "cat", "/f")
+    assert e.docker("rmi", "forced", check=False).returncode == 1
+    e.docker("rmi", "-f", image)
+    assert e.api("GET", f"/images/{image}/json").status == 404
+    assert image not in e.out("images", "-aq", "--no-trunc")
+    assert e.out("start", "-a", "box") == "kept"
+    layers = len(list((e.state / "layers").glob("?" * 64)))
+    e.docker("rm", "box")
+    until("its layer is gone", lambda: len(list((e.state / "layers").glob("?" * 64))) < layers)
+
+
+def test_an_image_that_others_were_made_upon_cannot_go_before_them(e: Engine) -> None:
+    e.docker("run", "--name", "one", "bb", "sh", "-c", "echo 1 > /f")
+    parent = e.out("commit", "one", "parent")
+    e.docker("run", "--name", "two", "parent", "sh", "-c", "echo 2 > /f")
+    e.docker("commit", "two", "child")
+    e.remove_all()
+    refused = e.docker("rmi", "-f", parent, check=False)
+    assert "(cannot be forced) - image has dependent child images" in refused.stderr
+    assert e.out("rmi", "parent") == "Untagged: parent:latest"
+    assert parent not in e.out("images", "-q", "--no-trunc").split()
+    assert parent in e.out("images", "-aq", "--no-trunc").split()
+    removed = e.out("rmi", "child")
+    assert f"Deleted: {parent}" in removed
+    assert e.api("GET", f"/images/{parent}/json").status == 404
+
+
+def test_prune_takes_what_has_no_name_and_with_all_what_has_no_container(e: Engine) -> None:
+    for number in range(3):
+        e.docker("run", "--name", f"c{number}", "bb", "sh", "-c", f"echo {number} > /f")
+    first = e.out("commit", "c0", "pruned")
+    second = e.out("commit", "-c", "LABEL keep=1", "c1", "pruned")
+    e.docker("commit", "c2", "unused")
+    e.docker("run", "--name", "user", "pruned", "true")
+    pruned = e.api("POST", "/images/prune").json
+    gone = [row["Deleted"] for row in pruned["ImagesDeleted"] if "Deleted" in row]
+    assert gone[0] == first
+    assert pruned["SpaceReclaimed"] == len("0\n")
+    query = urlencode({"filters": json.dumps({"dangling": ["false"], "label!": ["made"]})})
+    pruned = e.api("POST", f"/images/prune?{query}").json
+    untagged = [row["Untagged"] for row in pruned["ImagesDeleted"] if "Untagged" in row]
+    assert "unused:latest" in untagged
+    assert "pruned:latest" not in untagged
+    assert e.api("GET", f"/images/{second}/json").status == 200
+    assert e.events(type="image")[-1]["Action"] == "prune"
+
+
+def test_disk_usage_counts_each_layer_once(e: Engine) -> None:
+    e.docker("run", "--name", "box", "bb", "sh", "-c", "echo 12345 > /f")
+    e.docker("commit", "box", "usage")
+    found = e.api("GET", "/system/df").json
+    images = {(row["RepoTags"] or [""])[0]: row for row in found["Images"]}
+    base, made = images["bb:latest"], images["usage:latest"]
+    assert made["Size"] == base["Size"] + len("12345\n")
+    assert made["SharedSize"] == base["Size"]
+    assert (base["Containers"], made["Containers"]) == (1, 0)
+    assert found["LayersSize"] < sum(row["Size"] for row in found["Images"])
+    (box,) = found["Containers"]
+    assert (box["Names"], box["SizeRw"]) == (["/box"], len("12345\n"))
+    assert found["BuildCache"] == []
+    only = e.api("GET", "/system/df?type=image").json
+    assert "Containers" not in only and only["Images"]
+    assert e.api("GET", "/system/df?type=nonsense").status == 400
+    assert "Images" in e.out("system", "df")
+    assert "usage" in e.out("system", "df", "-v")

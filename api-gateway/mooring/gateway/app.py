@@ -26,6 +26,7 @@ from .routes.networks import NetworkRoutes
 from .routes.saving import SavingRoutes
 from .routes.system import SystemRoutes
 from .routes.transfers import TransferRoutes
+from .routes.usage import UsageRoutes
 from .routes.wait import WaitRoutes
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         CommitRoute,
         SavingRoutes,
         TransferRoutes,
+        UsageRoutes,
         NetworkRoutes,
     )
     return [route for section in sections for route in section(gateway).routes()] + (

@@ -22,7 +22,7 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.exec import CreateExec, StartExec
-from mooring.kit.models.image import AddImage, NoteImage, RemoveImage, TagImage
+from mooring.kit.models.image import AddImage, NoteImage, PruneImages, RemoveImage, TagImage
 from mooring.kit.models.network import (
     ConnectNetwork,
     CreateNetwork,
@@ -37,6 +37,7 @@ from .endings import Endings
 from .engine import Engine, open_engine
 from .execs import ExecHandlers
 from .facts import Facts
+from .image_prune import ImagePrune
 from .images import ImageHandlers
 from .networks import NetworkHandlers
 from .reconcile import Reconciler
@@ -55,6 +56,7 @@ async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconci
     execs = ExecHandlers(engine)
     images = ImageHandlers(engine)
     updates = UpdateHandlers(engine)
+    image_prune = ImagePrune(engine, images)
     networks = NetworkHandlers(engine, pools)
     wiring = WiringHandlers(engine, networks, running)
     facts = Facts(engine, endings, execs, networks)
@@ -90,6 +92,7 @@ async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconci
         bus.serve(subjects.NETWORK_PRUNE, PruneNetworks, networks.prune, group=group),
         bus.serve(subjects.NETWORK_CONNECT, ConnectNetwork, wiring.connect, group=group),
         bus.serve(subjects.NETWORK_DISCONNECT, DisconnectNetwork, wiring.disconnect, group=group),
+        bus.serve(subjects.IMAGE_PRUNE, PruneImages, image_prune.prune, group=group),
     )
     await bus.consume(
         subjects.FACTS_STREAM, "lifecycle", facts.handle, subject=subjects.FACTS, group=group

@@ -24,7 +24,7 @@ def find_image(engine: Engine, text: str) -> ImageRecord:
         named = engine.references.get(key_for(str(reference)))
         if named is not None:
             row = engine.images.get(image_key(named.record.image_id))
-            if row is not None:
+            if row is not None and not row.record.orphan:
                 return row.record
     by_id = find_by_id(engine, text)
     if by_id is not None:
@@ -39,8 +39,12 @@ def find_by_id(engine: Engine, text: str) -> ImageRecord | None:
         return None
     exact = engine.images.get(prefix)
     if exact is not None:
-        return exact.record
-    found = [row.record for row in engine.images.rows() if row.key.startswith(prefix)]
+        return None if exact.record.orphan else exact.record
+    found = [
+        row.record
+        for row in engine.images.rows()
+        if row.key.startswith(prefix) and not row.record.orphan
+    ]
     if len(found) > 1:
         raise InvalidParameter(f"multiple IDs found with provided prefix: {prefix}")
     return found[0] if found else None
@@ -50,6 +54,11 @@ def references_of(engine: Engine, image_id: str) -> list[ReferenceRecord]:
     """All references to an image, sorted."""
     found = [r for r in engine.references.records() if r.image_id == image_id]
     return sorted(found, key=lambda record: record.reference)
+
+
+def children_of(engine: Engine, image_id: str) -> list[ImageRecord]:
+    """The images that were made upon an image."""
+    return [i for i in engine.images.records() if i.parent == image_id and not i.orphan]
 
 
 def _shown(text: str) -> str:

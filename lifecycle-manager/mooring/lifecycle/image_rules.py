@@ -28,10 +28,11 @@ def check_removable(
     tags: Sequence[ReferenceRecord],
     users: Sequence[ContainerRecord],
     *,
+    has_children: bool,
     force: bool,
 ) -> None:
     """Conflict for an image, given by its id, that must not go; users: running ones first."""
-    conflict = removal_conflict(users, force=force)
+    conflict = removal_conflict(users, has_children=has_children, force=force)
     if conflict is None and not force and not is_one_repository(tags):
         conflict = "must be forced", "image is referenced in multiple repositories"
     if conflict is not None:
@@ -40,8 +41,12 @@ def check_removable(
         raise Conflict(f"conflict: unable to delete {short} ({way_out}) - {reason}")
 
 
-def removal_conflict(users: Sequence[ContainerRecord], *, force: bool) -> tuple[str, str] | None:
-    """Why the containers of an image forbid its removal, or None; running ones come first."""
+def removal_conflict(
+    users: Sequence[ContainerRecord], *, has_children: bool, force: bool
+) -> tuple[str, str] | None:
+    """Why containers and other images forbid an image's removal; running ones come first."""
+    if has_children:
+        return "cannot be forced", "image has dependent child images"
     if not users:
         return None
     user = users[0]

@@ -8,8 +8,9 @@ it carries it out from the beginning: every step can be repeated.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from mooring.kit import faults, references
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
@@ -29,7 +30,7 @@ from mooring.kit.models.image import (
 from mooring.kit.store import key_for
 
 from .engine import Engine
-from .find_image import find_image, image_key, references_of
+from .find_image import children_of, find_image, image_key, references_of
 from .image_rules import check_removable, is_one_repository, removal_conflict
 from .states import LIVE
 from .table import Row
@@ -113,15 +114,45 @@ class ImageHandlers:
             raise InvalidParameter("image name cannot be blank")
         image = find_image(self._engine, request.image)
         tags = references_of(self._engine, image.id)
-        users = self._users(image.id)
+        users = self.users(image.id)
+        has_children = bool(children_of(self._engine, image.id))
         named = self._named(request.image, image)
         if named is not None:
             untag = self._untag_one(image, named, tags, users, force=request.force)
-            delete = len(untag) == len(tags) and removal_conflict(users, force=False) is None
+            conflict = removal_conflict(users, has_children=has_children, force=False)
+            delete = len(untag) == len(tags) and conflict is None
         else:
-            check_removable(image.id, tags, users, force=request.force)
+            check_removable(image.id, tags, users, has_children=has_children, force=request.force)
             untag, delete = tags, True
-        return await self._remove(request.request_id, image, untag, delete=delete)
+        if not delete:
+            return await self._remove(request.request_id, image, untag, [])
+        if users:
+            return await self._orphan(request.request_id, image, untag)
+        parents = [] if request.noprune else self._idle_parents(image)
+        return await self._remove(request.request_id, image, untag, [image, *parents])
+
+    def _idle_parents(self, image: ImageRecord) -> list[ImageRecord]:
+        """The images it was made upon, as far as they are there for nothing else."""
+        found: list[ImageRecord] = []
+        child = image
+        while child.parent:
+            row = self._engine.images.get(image_key(child.parent))
+            if row is None or row.record.orphan:
+                break
+            parent = row.record
+            others = [c for c in children_of(self._engine, parent.id) if c.id != child.id]
+            if others or references_of(self._engine, parent.id) or self.users(parent.id):
+                break
+            found.append(parent)
+            child = parent
+        return found
+
+    async def collect(self) -> None:
+        """Remove for good what was removed by force, once no container needs it any more."""
+        for image in self._engine.images.records():
+            if image.orphan and not self.users(image.id):
+                change = ImageChange(id=secrets.token_hex(16), delete=image)
+                await self._carry_out(change, image, [])
 
     def _named(self, text: str, image: ImageRecord) -> ReferenceRecord | None:
         """The reference that the user gave; None if it was an id."""
@@ -159,21 +190,44 @@ class ImageHandlers:
         return [named, *same]
 
     async def _remove(
-        self, command: str, image: ImageRecord, untag: list[ReferenceRecord], *, delete: bool
+        self,
+        command: str,
+        image: ImageRecord,
+        untag: list[ReferenceRecord],
+        delete: list[ImageRecord],
     ) -> ImageRemoved:
-        deleted: list[str] = []
+        """delete: the image, then those that it was made upon; or nothing."""
         happenings = [("untag", image.id, image.id) for _ in untag]
-        if delete:
-            happenings.append(("delete", image.id, image.id))
-            kept = set(self._chains_of_others(image.id))
-            chains = [layer.chain_id for layer in reversed(image.layers)]
-            deleted = [image.id, *(chain for chain in chains if chain not in kept)]
+        happenings += [("delete", gone.id, gone.id) for gone in delete]
+        kept = set(self._chains_of_others({gone.id for gone in delete}))
+        deleted: list[str] = []
+        for gone in delete:
+            chains = [layer.chain_id for layer in reversed(gone.layers)]
+            deleted += [gone.id, *(c for c in chains if c not in kept and c not in deleted)]
         change = ImageChange(
-            id=command, untag=untag, delete=image if delete else None, deleted=deleted
+            id=command,
+            untag=untag,
+            delete=delete[0] if delete else None,
+            parents=delete[1:],
+            deleted=deleted,
         )
         return _answer(await self._carry_out(change, image, happenings))
 
-    def _users(self, image_id: str) -> list[ContainerRecord]:
+    async def _orphan(
+        self, command: str, image: ImageRecord, untag: list[ReferenceRecord]
+    ) -> ImageRemoved:
+        """Removed for everyone but the stopped containers that need its layers."""
+        change = ImageChange(
+            id=command,
+            add=image.model_copy(update={"orphan": True, "parent": ""}),
+            untag=untag,
+            deleted=[image.id],
+        )
+        happenings = [("untag", image.id, image.id) for _ in untag]
+        happenings.append(("delete", image.id, image.id))
+        return _answer(await self._carry_out(change, image, happenings))
+
+    def users(self, image_id: str) -> list[ContainerRecord]:
         """The containers of an image, running ones first."""
         users = [
             record
@@ -182,9 +236,9 @@ class ImageHandlers:
         ]
         return sorted(users, key=lambda record: record.state not in LIVE)
 
-    def _chains_of_others(self, image_id: str) -> Iterable[str]:
+    def _chains_of_others(self, image_ids: Container[str]) -> Iterable[str]:
         for image in self._engine.images.records():
-            if image.id != image_id:
+            if image.id not in image_ids:
                 yield from (layer.chain_id for layer in image.layers)
 
     # --- carrying out ---
@@ -241,9 +295,10 @@ class ImageHandlers:
             revision = max(revision, await self._untag(tag))
         faults.point("lifecycle.image.tagged")
         if change.delete is not None:
-            revision = await engine.images.delete(image_key(change.delete.id))
-            faults.point("lifecycle.image.deleted")
-            await self._free_layers(change.delete)
+            for image in (change.delete, *change.parents):
+                revision = await engine.images.delete(image_key(image.id))
+                faults.point("lifecycle.image.deleted")
+                await self._free_layers(image)
         for event in change.events:
             await engine.events.publish(event.actor, event)
         faults.point("lifecycle.image.published")
@@ -261,7 +316,7 @@ class ImageHandlers:
         return 0
 
     async def _free_layers(self, image: ImageRecord) -> None:
-        keep = sorted(set(self._chains_of_others(image.id)))
+        keep = sorted(set(self._chains_of_others({image.id})))
         for node in image.nodes or [n.id for n in self._engine.nodes.records()]:
             request = RemoveLayers(image=image, keep=keep)
             with contextlib.suppress(NotFound):

@@ -115,6 +115,7 @@ class Reconciler:
             await self._finish_change(change, now)
         await self._networks.look(now)
         await self._wiring.look()
+        await self._images.collect()
         await self._outboxes.look(now)
         if ask_hosts:
             await self._engine.names.sweep()

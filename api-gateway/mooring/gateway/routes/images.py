@@ -57,7 +57,7 @@ class ImageRoutes:
         if query.flag(request, "manifests"):
             raise NotSupported("listing the manifests of images is not supported yet")
         views = self._gateway.engine.images
-        found = select(views, given)
+        found = select(views, given, intermediate=query.flag(request, "all"))
         shared: Counter[str] = Counter()
         count_shared = query.flag(request, "shared-size")
         if count_shared:
@@ -69,7 +69,7 @@ class ImageRoutes:
                 views.digests(image.id),
                 version=request.version,
                 containers=-1,
-                shared_size=_shared(image, shared) if count_shared else -1,
+                shared_size=shared_size(image, shared) if count_shared else -1,
             )
             for image, tags in found
         ]
@@ -122,7 +122,7 @@ class ImageRoutes:
         await views.until(
             lambda: (
                 not any(views.names(name) for name in done.untagged)
-                and not any(views.get(image_id) for image_id in done.deleted)
+                and not any(views.is_listed(image_id) for image_id in done.deleted)
             )
         )
         rows = [{"Untagged": name} for name in done.untagged]
@@ -186,5 +186,6 @@ def _progress(messages: list[dict[str, object]]) -> Reply:
     return Reply(200, b"".join(dumps(message) + b"\r\n" for message in messages), JSON)
 
 
-def _shared(image: ImageRecord, users: Counter[str]) -> int:
+def shared_size(image: ImageRecord, users: Counter[str]) -> int:
+    """Bytes of an image's layers that other images have as well; users: by chain id."""
     return sum(layer.size for layer in image.layers if users[layer.chain_id] > 1)

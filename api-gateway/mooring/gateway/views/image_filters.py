@@ -20,14 +20,20 @@ Found = tuple[ImageRecord, list[str]]
 """An image and the tags of it that are shown."""
 
 
-def select(views: ImageViews, given: Filters) -> list[Found]:
-    """The images that pass, newest first, with the tags that pass."""
+def select(views: ImageViews, given: Filters, *, intermediate: bool = False) -> list[Found]:
+    """The images that pass, newest first, with the tags that pass.
+
+    intermediate: also those without a name that others were made upon.
+    """
+    parents = set() if intermediate else views.parents()
     tests = [_test(views, name, values, given) for name, values in given.items()]
     shown = _reference_test(given.get("reference", []))
     found: list[Found] = []
     for entry in views.all():
         image = entry.record
         tags = views.tags(image.id)
+        if not tags and image.id in parents:
+            continue
         if not all(test(image, tags) for test in tests):
             continue
         if "reference" in given:

@@ -78,9 +78,14 @@ class ImageViews:
         return sorted(full for full in found if references.parse(full).name == name)
 
     def get(self, image_id: str) -> ImageRecord | None:
-        """The image with exactly this id, `sha256:…`."""
+        """The image with exactly this id, `sha256:…`; also one that only containers need."""
         entry = self.images.get(image_id.removeprefix("sha256:"))
         return entry.record if entry is not None else None
+
+    def is_listed(self, image_id: str) -> bool:
+        """Whether there is an image with exactly this id that is found by it."""
+        found = self.get(image_id)
+        return found is not None and not found.orphan
 
     def names(self, reference: str) -> str:
         """The id of the image that a reference names now; empty if none."""
@@ -95,20 +100,24 @@ class ImageViews:
         """The image by reference, id, or unique prefix of its id; NotFound, InvalidParameter."""
         if references.is_image_id(name):
             found = self.get(name)
-            if found is not None:
+            if found is not None and not found.orphan:
                 return found
             raise NotFound(f"No such image: {name}")
         image_id = self.names(name)
         found = self.get(image_id) if image_id else None
-        if found is not None:
+        if found is not None and not found.orphan:
             return found
         prefix = name.removeprefix("sha256:")
         if prefix and _HEX.issuperset(prefix):
-            matching = [key for key in self.images if key.startswith(prefix)]
+            matching = [
+                entry.record
+                for entry in self.images.values()
+                if entry.record.id.startswith(f"sha256:{prefix}") and not entry.record.orphan
+            ]
             if len(matching) > 1:
                 raise InvalidParameter(f"multiple IDs found with provided prefix: {name}")
             if matching:
-                return self.images[matching[0]].record
+                return matching[0]
         raise NotFound(f"No such image: {self._missing(name)}")
 
     def shown_name(self, given: str, image_id: str) -> str:
@@ -118,8 +127,12 @@ class ImageViews:
         return given if self.names(given) == image_id or given in image_id else image_id
 
     def all(self) -> list[Entry[ImageRecord]]:
-        """Every image."""
-        return self.images.values()
+        """Every image that is found by some name."""
+        return [entry for entry in self.images.values() if not entry.record.orphan]
+
+    def parents(self) -> set[str]:
+        """The ids of images that others were made upon."""
+        return {entry.record.parent for entry in self.all()}
 
     def _references(self) -> dict[str, list[ReferenceRecord]]:
         if self._tags is None:

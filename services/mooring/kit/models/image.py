@@ -47,6 +47,10 @@ class ImageRecord(Model):
     manifests: list[str] = []
     """Digests of the manifests it came with, as blobs of the content store."""
     parent: str = ""
+    """The id of the image it was made upon, here; empty for one that came from elsewhere."""
+    orphan: bool = False
+    """Removed by force while stopped containers have its layers below theirs: nobody finds it by
+    any name, and it goes with the last of them."""
 
 
 class ReferenceRecord(Model):
@@ -107,6 +111,20 @@ class ImagesLoaded(Done):
 
     lines: list[str] = []
     image_ids: list[str] = []
+
+
+class PruneImages(Request):
+    """Remove images without a tag, or (all) those that no container has; times in Unix ns."""
+
+    all: bool = False
+    until_ns: int | None = None
+    labels: list[str] = []
+    labels_not: list[str] = []
+
+
+class ImagesPruned(ImageRemoved):
+    space_reclaimed: int = 0
+    """Bytes of the layers' files."""
 
 
 class CommitContainer(Request):
@@ -194,6 +212,8 @@ class ImageChange(Model):
     tag: list[ReferenceRecord] = []
     untag: list[ReferenceRecord] = []
     delete: ImageRecord | None = None
+    parents: list[ImageRecord] = []
+    """Deleted after it: what it was made upon, and nothing else needs."""
     events: list[Event] = []
     deleted: list[str] = []
     """What the answer to a removal says was deleted: the image and its layers."""
