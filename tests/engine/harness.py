@@ -226,8 +226,8 @@ class Engine:
                     found.append(f"cgroup {path}")
         found += [f"run dir {path.name}" for path in (self.run / "shims").glob("[!.]*")]
         found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
-        leases = self.state / "network" / "leases"
-        found += [f"lease {path.name}" for path in leases.glob("*")]
+        network = self.state / "network"
+        found += [f"lease {path.name}" for path in network.glob("**/leases/*")]
         return found
 
     @property
@@ -271,11 +271,24 @@ def engine(*args: str, **env: str) -> Iterator[Engine]:
     assert not left, f"left behind: {left}"
 
 
+def kernel_leftovers(made: Engine) -> list[str]:
+    """Links and tables of an engine that has ended."""
+    found = []
+    for path in Path("/sys/class/net").iterdir():
+        with contextlib.suppress(OSError):
+            if f"mooring:{made.instance}:" in (path / "ifalias").read_text():
+                found.append(f"link {path.name}")
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+    if f" {made.instance}\n" in tables:
+        found.append(f"table {made.instance}")
+    return found
+
+
 def until_gone(made: Engine) -> list[str]:
     """What is left 10 s after the end of an engine."""
     with contextlib.suppress(AssertionError):
         until("nothing is left", lambda: not made.leftovers() and not made.processes(), 10)
-    return made.leftovers() + made.processes()
+    return made.leftovers() + made.processes() + kernel_leftovers(made)
 
 
 def numbers(text: str) -> list[int]:

@@ -15,7 +15,8 @@ PREDEFINED = ("bridge", "host", "none")
 _MAC = re.compile(r"(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\Z", re.IGNORECASE)
 _SYSCTLS = "com.docker.network.endpoint.sysctls"
 _INTERFACE = "com.docker.network.endpoint.ifname"
-_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.IFNAME\.[a-z0-9_.]+\Z")
+# The docker CLI writes options in small letters.
+_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.(?:IFNAME|ifname)\.[a-z0-9_]+\Z")
 
 
 def predefined_id(name: str) -> str:
@@ -154,7 +155,7 @@ def sysctls(text: str) -> dict[str, str]:
         key, equals, value = part.partition("=")
         if not equals or not _SYSCTL.match(key) or "/" in key or "\n" in value:
             raise InvalidParameter(f"invalid sysctl of an endpoint: {part!r}")
-        found[key] = value
+        found[key.replace(".ifname.", ".IFNAME.")] = value
     return found
 
 

@@ -136,14 +136,14 @@ def _ensure_bridge(route: netlink.Route, record: NetworkRecord, instance: str) -
         # A fixed MAC: else it is the lowest of its ports', and neighbours lose it.
         first = next((ip for ip, _ in gateways if ":" not in ip), "")
         mac = plan.mac_for(first) if first else f"02:42:{os.urandom(4).hex(':')}"
-        body = netlink.bridge(
-            name, bytes.fromhex(mac.replace(":", "")), mtu, mark(instance, record.id)
-        )
-        route.ask((RTM_NEWLINK, _MADE, body))
+        body = netlink.bridge(name, bytes.fromhex(mac.replace(":", "")), mtu)
+        _make(route, name, body, mark(instance, record.id))
         index = index_of(name)
         # Nobody needs the link-local address that a bridge without IPv6 would have.
         _set(f"net/ipv6/conf/{name}/accept_ra", "0")
         _set(f"net/ipv6/conf/{name}/disable_ipv6", "0" if record.enable_ipv6 else "1")
+        # For ports published on the loopback; the chain `raw` keeps containers from using it.
+        _set(f"net/ipv4/conf/{name}/route_localnet", "1")
     elif not os.path.isdir(f"/sys/class/net/{name}/bridge"):
         raise InvalidParameter(f"interface {name} exists already and is no bridge")
     for gateway, prefix in gateways:
@@ -170,7 +170,6 @@ def _ensure_parent(route: netlink.Route, record: NetworkRecord, instance: str) -
     if index := index_of(name):
         route.ask((RTM_NEWLINK, 0, netlink.link(index, IFF_UP, IFF_UP)))
         return False
-    alias = netlink.attribute(netlink.IFLA_IFALIAS, mark(instance, record.id).encode())
     base, dot, vlan = name.rpartition(".")
     try:
         if dot:
@@ -184,15 +183,19 @@ def _ensure_parent(route: netlink.Route, record: NetworkRecord, instance: str) -
             body = netlink.link(0, 0, 0, own + netlink.attribute(netlink.IFLA_LINKINFO, info))
         else:
             raise InvalidParameter(f"the parent interface {name} was not found on the host")
-        route.ask((RTM_NEWLINK, _MADE, body))
+        _make(route, name, body, mark(instance, record.id))
     except OSError as exc:
         if exc.errno == errno.EOPNOTSUPP:
             kind = "VLAN (8021q)" if dot else "dummy interfaces"
             raise InvalidParameter(f"the kernel of this host has no {kind}") from exc
         raise
-    index = index_of(name)
-    route.ask((RTM_NEWLINK, 0, netlink.link(index, IFF_UP, IFF_UP, alias)))
+    route.ask((RTM_NEWLINK, 0, netlink.link(index_of(name), IFF_UP, IFF_UP)))
     return True
+
+
+def _make(route: netlink.Route, name: str, body: bytes, text: str) -> None:
+    """A link with its mark, in one system call: nobody can be killed between the two."""
+    route.ask((RTM_NEWLINK, _MADE, body), (RTM_NEWLINK, 0, netlink.marked(name, text)))
 
 
 def own_parent(network_id: str) -> str:

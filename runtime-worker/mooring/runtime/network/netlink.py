@@ -74,12 +74,18 @@ def veth(
     return link(0, IFF_UP, IFF_UP, own)
 
 
-def bridge(name: str, mac: bytes, mtu: int, alias: str) -> bytes:
+def bridge(name: str, mac: bytes, mtu: int) -> bytes:
     """The body that makes a bridge, still down."""
     info = attribute(IFLA_INFO_KIND, b"bridge")
     own = attribute(IFLA_IFNAME, name.encode() + b"\0") + attribute(IFLA_ADDRESS, mac)
     own += attribute(IFLA_MTU, struct.pack("=I", mtu)) + attribute(IFLA_LINKINFO, info)
-    return link(0, 0, 0, own + attribute(IFLA_IFALIAS, alias.encode()))
+    return link(0, 0, 0, own)
+
+
+def marked(name: str, mark: str) -> bytes:
+    """The body that marks a link: to be sent with the one that makes it, which can't do it."""
+    own = attribute(IFLA_IFNAME, name.encode() + b"\0")
+    return link(0, 0, 0, own + attribute(IFLA_IFALIAS, mark.encode()))
 
 
 def sublink(

@@ -22,11 +22,13 @@ IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 
 
 def wishes(record: ContainerRecord) -> dict[str, EndpointSettings]:
-    """The networks that a container is to be on, in the order of its interfaces."""
+    """The networks that a container is to be on, in the order of its interfaces.
+
+    The one that its mode names is among them until it is disconnected from that.
+    """
     first = endpoints.mode_network(record.host_config.network_mode)
-    names = dict.fromkeys([first, *record.networking])
-    found = {name: record.networking.get(name) or EndpointSettings() for name in names}
-    if record.config.mac_address and not found[first].mac_address:
+    found = dict(record.networking) or {first: EndpointSettings()}
+    if record.config.mac_address and first in found and not found[first].mac_address:
         found[first] = found[first].model_copy(update={"mac_address": record.config.mac_address})
     return found
 

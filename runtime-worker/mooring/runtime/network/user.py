@@ -166,10 +166,11 @@ class UserNetworks:
                         f"cannot add network {record.name} to the packet filter: {exc}"
                     ) from exc
                 return
-            for element in elements:
-                # One by one: a table that somebody has flushed lacks some or all of them.
+            for name in {element.set for element in elements}:
+                # Set by set: a table that somebody has flushed lacks some or all of them. The two
+                # ends of a range go together.
                 with contextlib.suppress(OSError):
-                    table.change(delete=[element])
+                    table.change(delete=[each for each in elements if each.set == name])
 
     def _leases(self, record: NetworkRecord) -> Path:
         return self._directory / record.id / "leases"
