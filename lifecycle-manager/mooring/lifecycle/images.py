@@ -360,5 +360,8 @@ def _merged(known: ImageRecord, new: ImageRecord) -> ImageRecord:
             "added_ns": known.added_ns,
             "nodes": sorted({*known.nodes, *new.nodes}),
             "manifests": list(dict.fromkeys([*known.manifests, *new.manifests])),
+            # Where a build made it, that it came once more from an archive changes nothing.
+            "parent": new.parent or known.parent,
+            "build_key": new.build_key or known.build_key,
         }
     )

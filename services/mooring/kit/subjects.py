@@ -79,6 +79,16 @@ def agent(node: str, verb: str) -> str:
     return f"mooring.host.{node}.agent.{verb}"
 
 
+def builder(node: str, verb: str) -> str:
+    """A command to the builder process beside the runtime worker of a node."""
+    return f"mooring.host.{node}.builder.{verb}"
+
+
+# verbs of the builder
+BUILDER_START = "start"
+BUILDER_OUTPUT = "output"
+BUILDER_CANCEL = "cancel"
+
 # verbs of the runtime worker
 RUNTIME_START = "container.start"
 RUNTIME_RESTART = "container.restart"
@@ -106,6 +116,9 @@ RUNTIME_NETWORK_REMOVE = "network.remove"
 RUNTIME_NETWORK_CONNECT = "network.connect"
 RUNTIME_NETWORK_DISCONNECT = "network.disconnect"
 RUNTIME_NETWORK_SUBNETS = "network.subnets"
+RUNTIME_BUILD_OPEN = "build.open"
+RUNTIME_BUILD_KEEP = "build.keep"
+RUNTIME_BUILD_DROP = "build.drop"
 
 # verbs of the shim agent
 AGENT_STOP = "container.stop"

@@ -51,6 +51,8 @@ class ImageRecord(Model):
     orphan: bool = False
     """Removed by force while stopped containers have its layers below theirs: nobody finds it by
     any name, and it goes with the last of them."""
+    build_key: str = ""
+    """What step of a build made it of its parent: by it a later build finds the result."""
 
 
 class ReferenceRecord(Model):

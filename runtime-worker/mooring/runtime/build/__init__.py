@@ -1,0 +1,1 @@
+"""`docker build`: the classic builder."""

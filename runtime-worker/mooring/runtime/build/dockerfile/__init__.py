@@ -1,0 +1,1 @@
+"""The Dockerfile language as values: nothing here touches a file or a host."""
