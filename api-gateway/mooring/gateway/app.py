@@ -15,6 +15,7 @@ from .http.server import Server
 from .router import Route, Router
 from .routes import unsupported
 from .routes.attach import AttachRoutes
+from .routes.build import BuildRoutes
 from .routes.commands import CommandRoutes
 from .routes.commit import CommitRoute
 from .routes.containers import ContainerRoutes
@@ -47,6 +48,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         AttachRoutes,
         ExecRoutes,
         ImageRoutes,
+        BuildRoutes,
         CommitRoute,
         SavingRoutes,
         TransferRoutes,

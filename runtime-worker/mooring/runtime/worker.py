@@ -20,6 +20,8 @@ from mooring.kit.models.update import HostUpdate
 from mooring.kit.process import Service
 
 from . import network_service, node, spec
+from . import node, spec
+from .build import service as builds
 from .bundle import Bundles
 from .containers import Containers, Parts
 from .images import sending
@@ -103,6 +105,7 @@ async def main(settings: Settings, service: Service) -> None:
             image_service.on_removed.append(snapshots.forget)
             await sending.serve(bus, settings, snapshots)
             registry_service = await registries.serve(bus, settings, image_service)
+            build_service = await builds.serve(bus, settings, image_service)
             facts = node.facts()
             # No start has to wait for the default filter to be compiled.
             usual = spec.capability_names(HostConfig(), facts)
@@ -132,8 +135,10 @@ async def main(settings: Settings, service: Service) -> None:
             await service.ready()
             record = node.describe(settings)
             await _announce(bus, record)
+            await build_service.recover()
             await service.stop_requested()
             await registry_service.close()
+            await build_service.close()
             await image_service.close()
     finally:
         await pool.close()

@@ -1,9 +1,9 @@
 """`python -m mooring.runtime.build PARENT`: the builder process, a child of the runtime worker.
 
-    worker                                 builder
-    exec, the settings as environment ───▶ connects to the bus, tidies up
-    stdout ◀─────────────────────────────  "ready", then "busy" and "idle"
-    stdin closed: no build is wanted ────▶ ends (and with its worker, by whatever death)
+worker                                 builder
+exec, the settings as environment ───▶ connects to the bus, tidies up
+stdout ◀─────────────────────────────  "ready", then "busy" and "idle"
+stdin closed: no build is wanted ────▶ ends (and with its worker, by whatever death)
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +99,8 @@ class Builder:
     async def start(self, request: StartBuild, upload: Upload) -> BuildDone:
         """Receive a context and build; the errors of a build that said something are in there."""
         running = self._running(request.build)
-        running.output = output = Output(quiet=request.options.quiet)
+        output = running.output
+        output.quiet = request.options.quiet
         running.task = asyncio.current_task()
         self._watch(request.build, running)
         self._active += 1
@@ -125,9 +125,7 @@ class Builder:
             loop = asyncio.get_running_loop()
             loop.call_later(_KEPT, self._builds.pop, request.build, None)
 
-    async def _build(
-        self, request: StartBuild, upload: Upload, job: Path, output: Output
-    ) -> str:
+    async def _build(self, request: StartBuild, upload: Upload, job: Path, output: Output) -> str:
         options = request.options
         context = await intake.receive(upload, options, job, self._settings.build_max_context)
         try:
@@ -237,8 +235,3 @@ class Builder:
 def builds_directory(state_dir: Path) -> Path:
     """Where each build of this host has a directory while it goes on."""
     return state_dir / "builds"
-
-
-def remove(path: Path) -> None:
-    """Remove a directory, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)

@@ -227,7 +227,7 @@ def _go_duration(nanoseconds: int) -> str:
         return "0s"
     if nanoseconds < 1_000_000_000:
         return f"{_trimmed(nanoseconds / 1e6)}ms"
-    seconds, hours, minutes = nanoseconds / 1e9, 0, 0
+    seconds, hours, minutes = nanoseconds / 1e9, 0.0, 0.0
     if seconds >= 3600:
         hours, seconds = divmod(seconds, 3600)
     if seconds >= 60 or hours:

@@ -94,9 +94,7 @@ def _source(
     entry = tree.entry(real) if real is not None else None
     if real is None or entry is None:
         shown = shown.lstrip("/") or shown
-        reason = (
-            "file not found in build context or excluded by .dockerignore: " if context else ""
-        )
+        reason = "file not found in build context or excluded by .dockerignore: " if context else ""
         raise StepError(f"{name} failed: {reason}stat {shown}: file does not exist")
     own = posixpath.basename(path)
     return Source(tree, real, own, entry, digest(tree, real, entry), archive)
@@ -279,8 +277,10 @@ def find_owner(text: str, tree: RootTree) -> Owner:
         raise StepError(f"invalid chown string format: {text}")
     uid, primary = _look_up(user, "etc/passwd", tree, "user", "uid")
     if not colon:
-        return Owner(uid, uid if primary is None else primary) if user.isdecimal() else Owner(
-            uid, primary or 0
+        return (
+            Owner(uid, uid if primary is None else primary)
+            if user.isdecimal()
+            else Owner(uid, primary or 0)
         )
     return Owner(uid, _look_up(group, "etc/group", tree, "group", "gid")[0])
 

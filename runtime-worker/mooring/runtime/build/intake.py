@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mooring.kit.errors import InvalidParameter, NotFound
 from mooring.kit.models.build import BuildOptions
-from mooring.runtime.images.compress import CompressionError
+from mooring.runtime.images.compress import CompressionError, Read
 from mooring.runtime.images.tar import TarError
 
 from .context import BadContext, Context
@@ -85,10 +85,14 @@ async def _uploaded(upload: AsyncIterable[memoryview], context: Context, limit: 
         if size > _SMALL:
             break
     else:
-        parts = iter(start)
-        context.receive(lambda _: next(parts, b""), limit)
+        context.receive(_reader(start), limit)
         return
     await _in_thread(pieces, start, context, limit)
+
+
+def _reader(pieces: list[bytes]) -> Read:
+    left = iter(pieces)
+    return lambda _: next(left, b"")
 
 
 async def _in_thread(

@@ -21,7 +21,7 @@ class Output:
     def __init__(self, *, quiet: bool = False) -> None:
         self.started = False
         """Whether anything was said: from then on an error is a line, no HTTP status."""
-        self._quiet = quiet
+        self.quiet = quiet
         self._kept: deque[str] = deque()
         self._kept_size = 0
         self._pieces: deque[tuple[int, bytes]] = deque()
@@ -35,7 +35,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """Text on the builder's standard output."""
-        if self._quiet:
+        if self.quiet:
             self._kept.append(text)
             self._kept_size += len(text)
             while self._kept_size > _QUIET:
@@ -49,22 +49,22 @@ class Output:
 
     def image_id(self, image_id: str) -> None:
         """What a stage made."""
-        if not self._quiet:
+        if not self.quiet:
             self._line({"aux": {"ID": image_id}})
 
     def result(self, image_id: str) -> None:
         """All that a quiet build says."""
-        if self._quiet:
+        if self.quiet:
             self._line({"stream": f"{image_id}\n"})
 
     def raw(self, data: bytes) -> None:
         """Lines of JSON that are ready, of a pull."""
-        if not self._quiet:
+        if not self.quiet:
             self._append(data)
 
     def failed(self, message: str, code: int = 0) -> None:
         """Why the build ends here."""
-        if self._quiet and self._kept:
+        if self.quiet and self._kept:
             self._line({"stream": "".join(self._kept)})
         detail: dict[str, object] = {"code": code} if code else {}
         self._line({"errorDetail": {**detail, "message": message}, "error": message})

@@ -90,7 +90,10 @@ class RootTree:
         """A small regular file, links followed inside the root; None if there is none."""
         try:
             fd = openat2(
-                self._root, path, os.O_RDONLY | os.O_NONBLOCK, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+                self._root,
+                path,
+                os.O_RDONLY | os.O_NONBLOCK,
+                RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
             )
         except OSError:
             return None

@@ -40,6 +40,7 @@ class BuildService:
         self._directory = settings.state_dir / "builds"
         self._lock = asyncio.Lock()
         self._process: Process | None = None
+        self._leaving: Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -105,6 +106,10 @@ class BuildService:
             self._rest(IDLE)
             if self._process is not None:
                 return
+            if self._leaving is not None:
+                # Two at once would hear the same requests.
+                await self._leaving.wait()
+                self._leaving = None
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -138,7 +143,8 @@ class BuildService:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._dismiss)
 
     def _dismiss(self) -> None:
-        process, self._process = self._process, None
+        self._leaving = process = self._process
+        self._process = None
         if process is not None and process.stdin is not None:
             process.stdin.close()
 

@@ -115,9 +115,7 @@ def _hard_link(member: Member, root: Root, parent: int, name: str) -> None:
         try:
             os.link(parts[-1], name, src_dir_fd=above, dst_dir_fd=parent, follow_symlinks=False)
         except FileExistsError:
-            if os.path.samestat(
-                os.lstat(parts[-1], dir_fd=above), os.lstat(name, dir_fd=parent)
-            ):
+            if os.path.samestat(os.lstat(parts[-1], dir_fd=above), os.lstat(name, dir_fd=parent)):
                 return
             os.unlink(name, dir_fd=parent)
             os.link(parts[-1], name, src_dir_fd=above, dst_dir_fd=parent, follow_symlinks=False)

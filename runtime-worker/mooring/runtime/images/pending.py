@@ -30,6 +30,10 @@ class Pending:
         if not store.blob(digest).exists():
             self.note("blob", digest)
 
+    def settled(self) -> None:
+        """All of it belongs to records by now: there is nothing to undo any more."""
+        self._path.unlink(missing_ok=True)
+
     def entries(self) -> list[tuple[str, str]]:
         """What was noted: (`layer` or `blob`, digest)."""
         try:

@@ -267,6 +267,30 @@ class ImageService:
                 loaded.lines.append(f"Loaded image ID: {image.id}")
         return loaded
 
+    async def keep_built(self, job: Path, images: list[ImageRecord]) -> int:
+        """Record what a build made; the revision. Unavailable if a layer went meanwhile."""
+        async with self._lock:
+            chains = {layer.chain_id for image in images for layer in image.layers}
+            if not all(map(self.store.has_layer, chains)):
+                raise Unavailable("a layer that was to be built upon was removed: build again")
+            requests = [AddImage(image=image, action="") for image in images]
+            done = await asyncio.gather(
+                *(self._bus.request(subjects.IMAGE_ADD, request, Done) for request in requests)
+            )
+            now = time.monotonic()
+            for image in images:
+                self._added[image.id] = _Added(now, frozenset(x.chain_id for x in image.layers))
+            Pending(job).settled()
+        self._tidy()
+        return max((each.revision for each in done), default=0)
+
+    async def drop_built(self, job: Path, keep: set[str]) -> None:
+        """Undo what a build has in the store and had not recorded, and remove its directory."""
+        async with self._lock:
+            keep = keep.union(*(a.chain_ids for a in self._added.values()), self._added)
+            await asyncio.to_thread(self._end, job, keep)
+        self._tidy()
+
     def _message(self, image: dict[str, Any], origin: Origin) -> AddImage:
         try:
             record = image_record(image, self._node, time.time_ns(), origin.parent)

@@ -101,9 +101,7 @@ def _directives(lines: list[str]) -> str:
             raise DockerfileError.at(number, f"only one {name} parser directive can be used")
         seen[name] = found[2]
         if name == "escape" and found[2] not in ("\\", "`"):
-            raise DockerfileError.at(
-                number, f"invalid ESCAPE '{found[2]}'. Must be ` or \\"
-            )
+            raise DockerfileError.at(number, f"invalid ESCAPE '{found[2]}'. Must be ` or \\")
     return seen.get("escape", "\\")
 
 

@@ -146,7 +146,9 @@ class _Lexer:
             self._at += 1
             return self._modified(name, c, colon=colon)
         if not c:
-            raise self._failed("missing ':' in substitution" if not colon else "syntax error: missing '}'")
+            raise self._failed(
+                "missing ':' in substitution" if not colon else "syntax error: missing '}'"
+            )
         raise self._failed(f"unsupported modifier ({':' if colon else ''}{c}) in substitution")
 
     def _modified(self, name: str, modifier: str, *, colon: bool) -> str:
@@ -164,12 +166,11 @@ class _Lexer:
             return value or ""
         if modifier == "-":
             return word
-        raise self._failed(f"{name}: {word or ('not allowed to be empty' if colon else 'is not allowed to be unset')}")
+        usual = "not allowed to be empty" if colon else "is not allowed to be unset"
+        raise self._failed(f"{name}: {word or usual}")
 
     def _unended(self, kind: str) -> StepError:
-        return self._failed(
-            f"unexpected end of statement while looking for matching {kind}-quote"
-        )
+        return self._failed(f"unexpected end of statement while looking for matching {kind}-quote")
 
     def _failed(self, reason: str) -> StepError:
         quoted = self._word.replace("\\", "\\\\").replace('"', '\\"')
