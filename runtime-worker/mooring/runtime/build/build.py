@@ -155,8 +155,10 @@ class Build:
         self._stages.append(state)
         triggers = state.config.pop("OnBuild", None) or []
         if triggers:
-            plural = "s" if len(triggers) > 1 else ""
-            self._output.say(f"# Executing {len(triggers)} build trigger{plural}\n")
+            self._output.say(f"# Executing {len(triggers)} build trigger")
+            if len(triggers) > 1:
+                self._output.say("s")
+            self._output.say("\n")
         for text in triggers:
             await self._dispatch(state, trigger(text))
         for command in stage.commands:
@@ -171,6 +173,7 @@ class Build:
         if not name:
             raise StepError(f"base name ({base.base}) should not be blank")
         platform = expand(base.platform, known, self._escape) or self._options.platform
+        # A number is no name of a stage here, other than in COPY --from.
         before = stage_index(stages[: state.stage.index], name) if not name.isdecimal() else None
         if before is not None:
             self._inherit(state, self._stages[before].image, self._stages[before].config)
@@ -288,8 +291,10 @@ class Build:
         before = stage_index([s.stage for s in self._stages[: state.stage.index]], name)
         if before is not None:
             image = self._stages[before].image
-        elif name.isdecimal() or name.lower() == state.stage.name:
-            raise StepError(f"invalid from flag value {name}: invalid stage")
+        elif name.lower() == state.stage.name or name == str(state.stage.index):
+            raise StepError(f"invalid from flag value {name}: refers to current build stage")
+        elif name.isdecimal():
+            raise StepError(f"invalid from flag value {name}: index out of bounds")
         else:
             try:
                 image = await self._image(name, self._options.platform)

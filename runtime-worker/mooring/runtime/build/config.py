@@ -90,8 +90,7 @@ class Step:
         """Change the working directory; its path."""
         path = self._expanded(command.words[0])
         if not path:
-            # An empty variable: Docker leaves the directory as it is.
-            path = "."
+            raise StepError("cannot normalize nothing")
         joined = posixpath.join("/", self.config.get("WorkingDir") or "/", path)
         # POSIX lets two slashes at the beginning stand for something else; nobody means that.
         path = "/" + posixpath.normpath(joined).lstrip("/")
@@ -199,9 +198,9 @@ def build_key(config: Config, command: Sequence[str]) -> str:
 
 
 def _ports(text: str) -> list[str]:
-    match = _PORT.fullmatch(text)
+    # `127.0.0.1:80:80` and the like: the container's port counts.
+    match = _PORT.fullmatch(text.rpartition(":")[2])
     if match is None:
-        # `127.0.0.1:80:80` and the like: an address has no place in an image.
         raise StepError(f"Invalid containerPort: {text}")
     protocol = (match[3] or "tcp").lower()
     if protocol not in _PROTOCOLS:

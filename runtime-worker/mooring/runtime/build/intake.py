@@ -7,7 +7,7 @@ import queue
 from collections.abc import AsyncIterable
 from pathlib import Path
 
-from mooring.kit.errors import InvalidParameter, NotFound
+from mooring.kit.errors import InvalidParameter
 from mooring.kit.models.build import BuildOptions
 from mooring.runtime.images.compress import CompressionError, Read
 from mooring.runtime.images.tar import TarError
@@ -48,15 +48,15 @@ async def receive(
 
 
 def read_dockerfile(context: Context, options: BuildOptions) -> Dockerfile:
-    """The Dockerfile of a context, up to the target; InvalidParameter, NotFound."""
+    """The Dockerfile of a context, up to the target; InvalidParameter."""
     name = options.dockerfile or "Dockerfile"
     try:
         text = context.text(name)
         if text is None and not options.dockerfile.strip():
             text = context.text("dockerfile")
         if text is None:
-            raise NotFound(f"Cannot locate specified Dockerfile: {name}")
-        if not text.strip():
+            raise InvalidParameter(f"Cannot locate specified Dockerfile: {name}")
+        if not text:
             raise InvalidParameter(f"the Dockerfile ({name}) cannot be empty")
         return stages.select(stages.read(text), options.target, options.labels)
     except (DockerfileError, BadContext) as exc:

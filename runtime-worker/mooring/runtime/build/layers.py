@@ -15,6 +15,7 @@ from mooring.runtime.images.pending import Pending
 from mooring.runtime.images.store import ImageStore
 
 from . import rootfs
+from .dockerfile.errors import StepError
 from .place import Root
 
 
@@ -52,11 +53,14 @@ class Layers:
         return self.take(chain, upper, move=True)
 
     def directory(self, chain: Sequence[str], path: str) -> Layer | None:
-        """The layer that has a directory; None if it was there."""
+        """The layer that has a directory; None if it was there. StepError."""
         with self.mounted(chain) as root:
             if Root(root).is_directory(path):
                 return None
-        return self.make(chain, lambda root: os.close(Root(root).make_directories(path)))
+        try:
+            return self.make(chain, lambda root: os.close(Root(root).make_directories(path)))
+        except NotADirectoryError:
+            raise StepError(f"Cannot mkdir: {path} is not a directory") from None
 
     def take(self, chain: Sequence[str], upper: Path, *, move: bool) -> Layer | None:
         """The layer of an overlay's upper directory, which is gone then if it may be moved."""

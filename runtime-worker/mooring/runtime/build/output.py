@@ -65,7 +65,8 @@ class Output:
     def failed(self, message: str, code: int = 0) -> None:
         """Why the build ends here."""
         if self.quiet and self._kept:
-            self._line({"stream": "".join(self._kept)})
+            for text in self._kept:
+                self._line({"stream": text})
         detail: dict[str, object] = {"code": code} if code else {}
         self._line({"errorDetail": {**detail, "message": message}, "error": message})
 

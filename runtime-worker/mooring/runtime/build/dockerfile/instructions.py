@@ -268,10 +268,11 @@ def _program(node: Node) -> Command:
     words = _array(node.rest)
     shell = words is None
     words = (node.rest,) if words is None else words
-    if shell and not node.rest and node.name != "RUN":
+    if shell and not node.rest:
+        # Docker has nothing against it: the shell is started with nothing to do.
         words = ()
-    if node.name == "RUN" and not words:
-        words = ("",)
+    if node.name == "RUN" and not shell and not words:
+        raise _Wrong("RUN requires at least one argument")
     network = flags.get("network", "")
     return Program(node.name, node.original, node.line, words, shell, node.heredocs, network)
 
@@ -286,7 +287,10 @@ def _copy(node: Node) -> Command:
     words = _array(node.rest)
     words = tuple(node.rest.split()) if words is None else words
     if len(words) < 2:
-        raise _Wrong(f"{node.name} requires at least two arguments")
+        raise _Wrong(
+            f"{node.name} requires at least two arguments, but only one was provided. "
+            "Destination could not be determined"
+        )
     return Copy(
         node.name,
         node.original,

@@ -77,7 +77,7 @@ def parse(text: str) -> Parsed:
         joined = _continue(lines, joined, continued) if not ended else joined
         if not joined.strip():
             continue
-        nodes.append(_node(joined, start, lines, escape))
+        nodes.append(_node(joined.rstrip(), start, lines, escape))
     if not nodes:
         raise DockerfileError("failed to parse Dockerfile: file with no instructions")
     warnings = lines.warnings
@@ -101,7 +101,9 @@ def _directives(lines: list[str]) -> str:
             raise DockerfileError.at(number, f"only one {name} parser directive can be used")
         seen[name] = found[2]
         if name == "escape" and found[2] not in ("\\", "`"):
-            raise DockerfileError.at(number, f"invalid ESCAPE '{found[2]}'. Must be ` or \\")
+            raise DockerfileError.at(
+                number, f"invalid escape token '{found[2]}' does not match ` or \\"
+            )
     return seen.get("escape", "\\")
 
 

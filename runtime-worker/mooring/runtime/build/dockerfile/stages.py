@@ -101,6 +101,6 @@ def _check_names(stages: Sequence[Stage]) -> None:
     for stage in stages:
         alias = stage.base.alias
         if alias in seen:
-            raise DockerfileError.at(stage.base.line, f"duplicate name {alias}")
+            raise DockerfileError.at(stage.base.line, f"{alias} stage name already used")
         if alias:
             seen.add(alias)
