@@ -279,7 +279,7 @@ class ImageService:
             )
             now = time.monotonic()
             for image in images:
-                self._added[image.id] = _Added(now, frozenset(x.chain_id for x in image.layers))
+                self._added[image.id] = _Added(now, frozenset(digests_of(image)))
             Pending(job).settled()
         self._tidy()
         return max((each.revision for each in done), default=0)
@@ -287,7 +287,7 @@ class ImageService:
     async def drop_built(self, job: Path, keep: set[str]) -> None:
         """Undo what a build has in the store and had not recorded, and remove its directory."""
         async with self._lock:
-            keep = keep.union(*(a.chain_ids for a in self._added.values()), self._added)
+            keep = keep.union(*(a.digests for a in self._added.values()), self.leases.all())
             await asyncio.to_thread(self._end, job, keep)
         self._tidy()
 
