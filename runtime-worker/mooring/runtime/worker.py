@@ -20,7 +20,6 @@ from mooring.kit.models.update import HostUpdate
 from mooring.kit.process import Service
 
 from . import network_service, node, spec
-from . import node, spec
 from .build import service as builds
 from .bundle import Bundles
 from .containers import Containers, Parts

@@ -32,7 +32,8 @@ class ImageIndex:
     def get(self, image_id: str) -> ImageRecord | None:
         """By its whole id."""
         entry = self.mirror.get(image_id.removeprefix("sha256:"))
-        return entry.record if entry is not None else None
+        # An orphan is there for the containers that still need its layers, and for nobody else.
+        return entry.record if entry is not None and not entry.record.orphan else None
 
     def find(self, name: str) -> ImageRecord | None:
         """By reference, id or unique prefix of one; None. InvalidParameter for a bad name."""
@@ -50,7 +51,7 @@ class ImageIndex:
         if prefix and _HEX.issuperset(prefix):
             matching = [key for key in self.mirror if key.startswith(prefix)]
             if len(matching) == 1:
-                return self.mirror[matching[0]].record
+                return self.get(matching[0])
         return None
 
     def result(self, parent: str, key: str) -> ImageRecord | None:

@@ -273,7 +273,7 @@ class ImageService:
             chains = {layer.chain_id for image in images for layer in image.layers}
             if not all(map(self.store.has_layer, chains)):
                 raise Unavailable("a layer that was to be built upon was removed: build again")
-            requests = [AddImage(image=image, action="") for image in images]
+            requests = [AddImage(image=image, action="build") for image in images]
             done = await asyncio.gather(
                 *(self._bus.request(subjects.IMAGE_ADD, request, Done) for request in requests)
             )
