@@ -105,6 +105,22 @@ def test_running_out_of_memory_is_seen_and_said(docker: Engine) -> None:
     assert events.index("oom") < events.index("die")
 
 
+def test_a_kill_for_want_of_memory_is_told_while_the_container_goes_on(docker: Engine) -> None:
+    script = "tail /dev/zero; sleep 1000"
+    made = docker.out("run", "-d", "--name", "fat", "--memory", "16m", "bb", "sh", "-c", script)
+    until("it is told", lambda: docker.actions(made) == ["create", "start", "oom"])
+    state = docker.inspect("fat")["State"]
+    assert (state["Status"], state["OOMKilled"]) == ("running", True)
+
+
+def test_a_memory_limit_that_is_given_later_is_watched(docker: Engine) -> None:
+    made = docker.out("run", "-d", "--name", "fat", "bb", "sh", "-c",
+                      "trap 'tail /dev/zero' USR1; while :; do sleep 0.05; done")  # fmt: skip
+    docker.docker("update", "--memory", "16m", "fat")
+    docker.docker("kill", "-s", "USR1", "fat")
+    until("it is told", lambda: "oom" in docker.actions(made))
+
+
 def test_a_fork_bomb_stays_inside_its_pids_limit(docker: Engine) -> None:
     # busybox sh ends when it cannot fork: the inner one does
     script = "(for i in $(seq 100); do sleep 1000 & done); echo bombed; exec sleep 1000"

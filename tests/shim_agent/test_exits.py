@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import select
+
+import pytest
+
 from mooring.kit import subjects
 from mooring.kit.models.host import ContainerExited, ContainerOom
+from mooring.shim import memory
 from mooring.shim.agent import Agent
 
 from .conftest import Facts, Running, Shims, until
@@ -81,8 +87,57 @@ async def test_an_exit_record_without_an_announcement_is_found(
     assert (await facts.next(subjects.FACT_EXITED, ContainerExited)).exit_code == 9
 
 
-async def test_want_of_memory_is_told(agent: Agent, shim: Shims, facts: Facts) -> None:
+class Cgroup:
+    """A cgroup whose kernel is the test."""
+
+    OOM_EVENT = select.EPOLLIN
+
+    def __init__(self) -> None:
+        self.kills = 0
+        self.descriptor = -1
+
+    def watch_oom(self) -> int:
+        self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return self.descriptor
+
+    def take_oom(self, descriptor: int) -> int:
+        return os.eventfd_read(descriptor)
+
+    def oom_kills(self) -> int:
+        return self.kills
+
+    def kill(self) -> None:
+        self.kills += 1
+        os.eventfd_write(self.descriptor, 1)
+
+
+@pytest.fixture
+def cgroup(monkeypatch: pytest.MonkeyPatch) -> Cgroup:
+    made = Cgroup()
+    monkeypatch.setattr("mooring.runtime.oci.cgroups.attach", lambda path: made)
+    monkeypatch.setattr(memory, "AGAIN_SECONDS", 0.01)
+    return made
+
+
+async def test_want_of_memory_is_told_each_time(
+    agent: Agent, shim: Shims, facts: Facts, cgroup: Cgroup
+) -> None:
     one = shim().start()
-    one.tell({"event": "oom"})
-    fact = await facts.next(subjects.FACT_OOM, ContainerOom)
-    assert (fact.id, fact.run) == (CONTAINER, 1)
+    await until(lambda: cgroup.descriptor >= 0)
+    for kills in (1, 2):
+        cgroup.kill()
+        fact = await facts.next(subjects.FACT_OOM, ContainerOom)
+        assert (fact.id, fact.run, fact.kills) == (CONTAINER, 1, kills)
+    one.exit(0)
+    await facts.next(subjects.FACT_EXITED, ContainerExited)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(cgroup.descriptor)
+
+
+async def test_want_of_memory_before_an_agent_looked_is_told(
+    run_agent: Running, shim: Shims, facts: Facts, cgroup: Cgroup
+) -> None:
+    cgroup.kills = 3
+    shim().start(hello=False)
+    async with run_agent():
+        assert (await facts.next(subjects.FACT_OOM, ContainerOom)).kills == 3

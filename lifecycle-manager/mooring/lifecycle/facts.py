@@ -127,9 +127,10 @@ class Facts:
         now = time.time_ns()
 
         def decide(record: ContainerRecord) -> ContainerRecord:
-            if record.run != fact.run or record.oom_killed or not record.pid:
+            if record.run != fact.run or fact.kills <= record.oom_kills or not record.pid:
                 return record
-            return states.advance(record, now, ("oom", {}), oom_killed=True)
+            told = {"oom_killed": True, "oom_kills": fact.kills}
+            return states.advance(record, now, ("oom", {}), **told)
 
         await self._engine.containers.change(fact.id, decide)
 

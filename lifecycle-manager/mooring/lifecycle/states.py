@@ -139,6 +139,7 @@ def run_fields(
         "network": network,
         "exit_code": 0,
         "oom_killed": False,
+        "oom_kills": 0,
         "error": "",
         "health": Health() if checked else None,
     }

@@ -87,10 +87,13 @@ class UpdateHandlers:
         return await self._engine.containers.change(key, decide), warnings
 
     async def _tell_policy(self, record: ContainerRecord, asked: HostConfig) -> None:
-        """The host restarts by itself: it has to know by which policy, and with what limits."""
+        """The host restarts by itself: it has to know by which policy, and with what limits.
+
+        And whoever has a memory limit now is watched.
+        """
         policy = record.host_config.restart_policy
         restarts = policy.name not in ("", "no")
-        if not record.run or not (restarts or asked.restart_policy.name):
+        if not record.run or not (restarts or asked.restart_policy.name or asked.memory):
             return
         start = None
         if restarts:

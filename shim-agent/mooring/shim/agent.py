@@ -30,10 +30,11 @@ from .exits import Exits
 from .facts import Facts
 from .health import HealthChecks
 from .joining import Joining
+from .memory import Memory
 from .output import Outputs
 from .policies import Policies
 from .restarts import Restarts
-from .runs import Containers
+from .runs import Containers, Run
 from .shims import Shims
 from .stats import Stats
 from .top import Top
@@ -56,8 +57,12 @@ class Agent:
         restarts = Restarts(bus, facts, policies, work)
         self._exits = exits = Exits(facts, policies, restarts, work)
         self.shims = Shims(run, self.containers, exits, work)
-        self.shims.on_begun = HealthChecks(facts, work).begin
+        self._health = HealthChecks(facts, work)
+        self._memory = Memory(exits)
+        self.shims.on_begun = self._begun
+        self.shims.on_ended = self._memory.end
         self._commands = Commands(self.containers, self.shims, policies, restarts)
+        self._commands.on_limits = self._memory.begin
         self._joining = Joining(self.containers, self.shims, exits)
         self._outputs = Outputs(state, self.containers, self.shims, work)
         self._top = Top(self.containers, self.shims)
@@ -76,6 +81,11 @@ class Agent:
     def close(self) -> None:
         """Let go of all shims."""
         self.shims.close()
+        self._memory.close()
+
+    def _begun(self, run: Run) -> None:
+        self._health.begin(run)
+        self._memory.begin(run)
 
     def _forget_removed(self) -> None:
         """What the worker may have said while there was no connection."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,8 @@ class Commands:
         self._shims = shims
         self._policies = policies
         self._restarts = restarts
+        self.on_limits: Callable[[Run], None] = lambda run: None
+        """Called for a run whose limits may have changed."""
 
     async def stop(self, request: HostStop) -> Done:
         """Signal, wait, kill; answers when the exit is in the stream of facts."""
@@ -155,6 +157,8 @@ class Commands:
             self._policies.write(request.id, policy)
             if not policy.pending:
                 await self._restarts.cancel(container)
+            if container.live is not None:
+                self.on_limits(container.live)
             return Done()
 
     async def forget(self, request: HostContainer) -> Done:

@@ -101,9 +101,9 @@ class Exits:
         entry.published = entry.started = entry.finished = True
         self._work.start(self._forget_exec(run, id_, entry), name=f"forget {id_}")
 
-    def out_of_memory(self, run: Run) -> None:
-        """The kernel killed something in the container for want of memory."""
-        self._work.start(self._publish_oom(run), name=f"oom {run.container.id}")
+    def out_of_memory(self, run: Run, kills: int) -> None:
+        """The kernel killed something in the container for want of memory, for the nth time."""
+        self._work.start(self._publish_oom(run, kills), name=f"oom {run.container.id}")
 
     async def _publish(self, run: Run, exited: ExitRecord) -> None:
         container = run.container
@@ -168,11 +168,16 @@ class Exits:
         run.ended_execs.append(id_)
         forget_exec(run, id_)
 
-    async def _publish_oom(self, run: Run) -> None:
+    async def _publish_oom(self, run: Run, kills: int) -> None:
         fact = ContainerOom(
-            node=self._node, time_ns=time.time_ns(), id=run.container.id, run=run.number
+            node=self._node,
+            time_ns=time.time_ns(),
+            id=run.container.id,
+            run=run.number,
+            kills=kills,
         )
-        await self._facts.tell(subjects.FACT_OOM, fact, f"{run.container.id}.{run.number}.oom")
+        msg_id = f"{run.container.id}.{run.number}.oom.{kills}"
+        await self._facts.tell(subjects.FACT_OOM, fact, msg_id)
 
 
 def forget_exec(run: Run, id_: str) -> None:

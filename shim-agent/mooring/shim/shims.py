@@ -47,6 +47,8 @@ class Shims:
         self._listener: socket.socket | None = None
         self.on_begun: Callable[[Run], None] = lambda run: None
         """Called for every run that has begun or was found again."""
+        self.on_ended: Callable[[Run], None] = lambda run: None
+        """Called for every run that is over."""
 
     def listen(self) -> None:
         """Take `agent.sock` over: from here on new shims reach this agent."""
@@ -181,8 +183,6 @@ class Shims:
             case "exec_exit":
                 code, pid = int(message["exit_code"]), int(message.get("pid") or 0)
                 self._exits.exec_ended(run, str(message["exec"]), code, pid)
-            case "oom":
-                self._exits.out_of_memory(run)
 
     def _hello(self, channel: Channel, fields: dict[str, Any]) -> None:
         id_, number = str(fields["id"]), int(fields["run"])
@@ -251,6 +251,7 @@ class Shims:
     def _ended(self, run: Run, exited: ExitRecord, *, acknowledged: bool = False) -> None:
         if run.exit is not None:
             return
+        self.on_ended(run)
         _end_execs(run)
         self._look_for_execs(run)
         self._exits.ended(run, exited, acknowledged=acknowledged)

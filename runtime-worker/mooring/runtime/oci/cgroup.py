@@ -120,6 +120,17 @@ class Cgroup:
         """How many processes the kernel has killed here for want of memory."""
         raise NotImplementedError
 
+    OOM_EVENT = 0x1
+    """What to wait for at the descriptor of `watch_oom`: EPOLLIN, or EPOLLPRI."""
+
+    def watch_oom(self) -> int:
+        """A descriptor that tells of want of memory; -1 without a limit. OSError."""
+        raise NotImplementedError
+
+    def take_oom(self, descriptor: int) -> int:
+        """Take what the descriptor told: how many times, if that is known."""
+        raise NotImplementedError
+
     def pids(self) -> list[int]:
         """Every process inside, here and below, as numbered on the host."""
         found: set[int] = set()

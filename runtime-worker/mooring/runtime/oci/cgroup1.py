@@ -58,6 +58,10 @@ def _fill_cpuset(directory: str) -> None:
     write(f"{directory}/cgroup.clone_children", "1")
 
 
+_UNLIMITED = 1 << 62
+"""Bytes; what the kernel shows for no limit is a little less than 1 << 63."""
+
+
 class CgroupV1(Cgroup):
     """A cgroup of the same path in every hierarchy."""
 
@@ -173,6 +177,28 @@ class CgroupV1(Cgroup):
 
     def oom_kills(self) -> int:
         return table(self._file("memory.oom_control")).get("oom_kill", 0)
+
+    def watch_oom(self) -> int:
+        if "memory" not in hierarchies():
+            return -1
+        limit = number(self._file("memory.limit_in_bytes"))
+        if limit <= 0 or limit >= _UNLIMITED:
+            return -1
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            file = self._file("memory.oom_control")
+            control = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                write(f"{os.path.dirname(file)}/cgroup.event_control", f"{event} {control}")
+            finally:
+                os.close(control)
+        except OSError:
+            os.close(event)
+            raise
+        return event
+
+    def take_oom(self, descriptor: int) -> int:
+        return os.eventfd_read(descriptor)
 
     def stats(self) -> dict[str, Any]:
         known = hierarchies()

@@ -109,6 +109,20 @@ class CgroupV2(Cgroup):
     def oom_kills(self) -> int:
         return table(self._file("memory.events")).get("oom_kill", 0)
 
+    OOM_EVENT = 0x2
+
+    def watch_oom(self) -> int:
+        if read(self._file("memory.max")) == "max":
+            return -1
+        events = os.open(self._file("memory.events"), os.O_RDONLY | os.O_CLOEXEC)
+        # What was not read yet counts as an event.
+        os.read(events, 4096)
+        return events
+
+    def take_oom(self, descriptor: int) -> int:
+        os.pread(descriptor, 4096, 0)
+        return 0  # Its counter is exact.
+
     def stats(self) -> dict[str, Any]:
         cpu = table(self._file("cpu.stat"))
         memory = table(self._file("memory.stat"))

@@ -252,6 +252,8 @@ class ContainerRecord(Model):
     finished_ns: int = 0
     exit_code: int = 0
     oom_killed: bool = False
+    oom_kills: int = 0
+    """How many times in this run, as far as was told."""
     error: str = ""
     restart_count: int = 0
     stopped_by_user: bool = False

@@ -239,8 +239,11 @@ class ContainerStarted(Fact):
 
 
 class ContainerOom(Fact):
+    """The kernel killed something in a container for want of memory, for the nth time in a run."""
+
     id: str
     run: int
+    kills: int = 1
 
 
 class HealthChecked(Fact):
