@@ -144,7 +144,7 @@ def rewired(
     if wanted is None:
         return record
     changed = drop_rewiring(record, name, wanted.command)
-    changed = with_network(changed, name, wanted.settings)
+    changed = with_network(changed, name, wanted.settings, wanted.command)
     if host is None or record.run != run or not record.pid:
         return changed
     before = record.network.endpoints.get(name)
@@ -158,10 +158,10 @@ def rewired(
 
 
 def with_network(
-    record: ContainerRecord, name: str, settings: EndpointSettings | None
+    record: ContainerRecord, name: str, settings: EndpointSettings | None, command: str
 ) -> ContainerRecord:
     """What a container asks for, with a network more or (None) less."""
     networking = {key: value for key, value in record.networking.items() if key != name}
     if settings is not None:
         networking[name] = settings
-    return record.model_copy(update={"networking": networking})
+    return record.model_copy(update={"networking": networking, "command_id": command})

@@ -60,7 +60,9 @@ class WiringHandlers:
         """Connect a container to a network."""
         if not request.container:
             raise InvalidParameter('invalid name or ID supplied: ""')
-        row = await resolve(self._engine, request.container)
+        row = await resolve(self._engine, request.container, request.request_id)
+        if (done := await self._again(row, request.request_id)) is not None:
+            return done
         network = (await self._networks.resolve(request.network)).record
         check_connect(row.record, network, request.settings)
         wanted = Rewiring(
@@ -74,14 +76,26 @@ class WiringHandlers:
         with contextlib.suppress(NotFound):
             name = (await self._networks.resolve(request.network)).record.name
         try:
-            row = await resolve(self._engine, request.container)
+            row = await resolve(self._engine, request.container, request.request_id)
         except NotFound:
             if request.force:
                 raise NotFound(f"endpoint {request.container} not found") from None
             raise
+        if (done := await self._again(row, request.request_id)) is not None:
+            return done
         check_disconnect(row.record, name)
         wanted = Rewiring(command=request.request_id, force=request.force)
         return await self._change(row, name, wanted)
+
+    async def _again(self, row: Row[ContainerRecord], command: str) -> Done | None:
+        """What to answer to a command that was carried out, or begun, before."""
+        if row.record.command_id == command:
+            return Done(revision=row.revision)
+        for name, wanted in row.record.rewiring.items():
+            if wanted.command == command:
+                with self._engine.holding(row.key):
+                    return Done(revision=(await self.finish(row, name)).revision)
+        return None
 
     async def _change(self, row: Row[ContainerRecord], name: str, wanted: Rewiring) -> Done:
         engine = self._engine
@@ -199,4 +213,4 @@ def _check_state(record: ContainerRecord) -> None:
 def _begin(record: ContainerRecord, name: str, wanted: Rewiring) -> ContainerRecord:
     if record.state in states.LIVE and record.pid:
         return network_states.claim_rewiring(record, name, wanted)
-    return network_states.with_network(record, name, wanted.settings)
+    return network_states.with_network(record, name, wanted.settings, wanted.command)

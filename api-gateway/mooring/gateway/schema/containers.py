@@ -252,7 +252,7 @@ def _mount(mount: MountPoint) -> dict[str, Any]:
 def _networks(record: ContainerRecord) -> dict[str, Any]:
     endpoints = record.network.endpoints
     names = list(endpoints)
-    if not names:
+    if not names and not record.network.sandbox_id:
         mode = _network_mode(record)
         if mode.startswith("container:"):
             return {}

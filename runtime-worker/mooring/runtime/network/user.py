@@ -88,6 +88,8 @@ class UserNetworks:
                     f"error while removing network: network {record.name} id {record.id} has "
                     f"active endpoints ({', '.join(sorted(holder[:12] for holder in holders))})"
                 )
+            # At once, before anything waits: a start that comes now does not find it any more.
+            self._drop(record)
             await self._forget(record)
         self._busy.pop(record.id, None)
 
@@ -97,6 +99,8 @@ class UserNetworks:
         if index:
             return index
         async with self._lock(lan.record.id):
+            if self._lans.get(lan.record.id) is not lan:
+                raise NotFound(f"network {lan.record.name} not found")
             await self._ensure(lan.record)
         index = links.index_of(lan.record.interface)
         if not index:
@@ -143,9 +147,7 @@ class UserNetworks:
             self._filter(record, add=False)
         await asyncio.to_thread(links.remove, record, self._instance)
         faults.point("runtime.network.unlinked")
-        self._lans.pop(record.id, None)
-        if self._by_name.get(record.name) == record.id:
-            del self._by_name[record.name]
+        self._drop(record)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._records / f"{record.id}.msgpack")
         shutil.rmtree(self._directory / record.id, ignore_errors=True)
@@ -186,6 +188,11 @@ class UserNetworks:
     def _add(self, record: NetworkRecord) -> None:
         self._lans[record.id] = Lan.open(record, self._leases(record))
         self._by_name[record.name] = record.id
+
+    def _drop(self, record: NetworkRecord) -> None:
+        self._lans.pop(record.id, None)
+        if self._by_name.get(record.name) == record.id:
+            del self._by_name[record.name]
 
     def _lock(self, network_id: str) -> asyncio.Lock:
         return self._busy.setdefault(network_id, asyncio.Lock())

@@ -1,0 +1,186 @@
+"""Kills in the middle of changes of networks: each is finished or undone, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .harness import SERVICES, Engine, engine, kernel_leftovers, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.fault]
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Engine]:
+    with engine("--set", "faults=true") as made:
+        (made.run / "faults").mkdir(exist_ok=True)
+        yield made
+
+
+@pytest.fixture
+def docker(faulty: Engine) -> Iterator[Engine]:
+    yield faulty
+    for path in (faulty.run / "faults").iterdir():
+        path.unlink()
+    until("the API answers", faulty.answers)
+    faulty.remove_all()
+    retried(faulty, "network", "prune", "-f")
+    until("no lease is left", lambda: not faulty.leftovers(), 75)
+    until("no link is left", lambda: not links(faulty))
+
+
+def arm(docker: Engine, point: str) -> None:
+    (docker.run / "faults" / point).touch()
+
+
+def fired(docker: Engine, point: str) -> bool:
+    return not (docker.run / "faults" / point).exists()
+
+
+def links(docker: Engine) -> list[str]:
+    return [text for text in kernel_leftovers(docker) if text.startswith("link")]
+
+
+def retried(docker: Engine, *args: str) -> None:
+    until(" ".join(args), lambda: docker.docker(*args, check=False).returncode == 0)
+
+
+def on(docker: Engine, container: str) -> set[str]:
+    return set(docker.inspect(container)["NetworkSettings"]["Networks"])
+
+
+def inside(docker: Engine, container: str) -> set[str]:
+    out = docker.out("exec", container, "ls", "/sys/class/net")
+    return set(out.split()) - {"lo"}
+
+
+CREATE = (
+    "lifecycle.network.claimed",
+    "lifecycle.network.made",
+    "runtime.network.stored",
+    "runtime.network.made",
+)
+REMOVE = ("lifecycle.network.removing", "lifecycle.network.unmade", "runtime.network.unlinked")
+REWIRE = ("lifecycle.rewire.claimed", "lifecycle.rewire.hosted", "lifecycle.rewire.recorded")
+
+
+@pytest.mark.parametrize("point", CREATE)
+def test_a_network_is_created_once_through_a_kill(docker: Engine, point: str) -> None:
+    arm(docker, point)
+    made = docker.out("network", "create", "mine")
+    assert fired(docker, point)
+    assert docker.out("network", "ls", "-q", "--filter", "name=mine") == made[:12]
+    assert links(docker) == [f"link br-{made[:12]}"]
+    docker.docker("run", "--rm", "--network", "mine", "bb", "true")
+    created = docker.events(type="network", network=made, event="create")
+    assert len(created) == 1
+
+
+@pytest.mark.parametrize("point", REMOVE)
+def test_a_network_is_removed_through_a_kill(docker: Engine, point: str) -> None:
+    made = docker.out("network", "create", "mine")
+    arm(docker, point)
+    docker.docker("network", "rm", "mine")
+    assert fired(docker, point)
+    assert not links(docker)
+    assert docker.api("GET", "/networks/mine").status == 404
+    docker.docker("network", "create", "mine")
+    assert len(docker.events(type="network", network=made, event="destroy")) == 1
+
+
+@pytest.mark.parametrize("point", [*REWIRE, "runtime.network.claimed", "runtime.connect.plugged"])
+def test_a_container_is_connected_through_a_kill(docker: Engine, point: str) -> None:
+    network = docker.out("network", "create", "mine")
+    docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
+    arm(docker, point)
+    docker.docker("network", "connect", "mine", "web")
+    assert fired(docker, point)
+    assert on(docker, "web") == {"bridge", "mine"}
+    assert inside(docker, "web") == {"eth0", "eth1"}
+    assert len(docker.events(type="network", network=network, event="connect")) == 1
+    leases = list((docker.state / "network" / network / "leases").iterdir())
+    assert len(leases) == 1
+
+
+@pytest.mark.parametrize(
+    "point", [*REWIRE, "runtime.disconnect.unplugged", "runtime.disconnect.recorded"]
+)
+def test_a_container_is_disconnected_through_a_kill(docker: Engine, point: str) -> None:
+    network = docker.out("network", "create", "mine")
+    docker.docker("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
+    arm(docker, point)
+    docker.docker("network", "disconnect", "mine", "web")
+    assert fired(docker, point)
+    assert "mine" not in docker.inspect("web")["NetworkSettings"]["Networks"]
+    assert inside(docker, "web") == set()
+    assert not list((docker.state / "network" / network / "leases").iterdir())
+    docker.docker("network", "rm", "mine")
+
+
+@pytest.mark.parametrize("point", ["runtime.network.claimed", "runtime.start.sandbox",
+                                   "runtime.start.prepared", "lifecycle.start.hosted"])  # fmt: skip
+def test_a_start_on_a_network_survives_a_kill(docker: Engine, point: str) -> None:
+    network = docker.out("network", "create", "mine")
+    arm(docker, point)
+    docker.docker("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
+    assert fired(docker, point)
+    assert inside(docker, "web") == {"eth0"}
+    leases = [path.name for path in (docker.state / "network" / network / "leases").iterdir()]
+    assert leases == [docker.inspect("web")["NetworkSettings"]["Networks"]["mine"]["IPAddress"]]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_containers_keep_their_networks_through_a_kill(docker: Engine, service: str) -> None:
+    docker.docker("network", "create", "mine")
+    docker.docker("run", "-d", "--name", "two", "--network", "mine", "bb", "sleep", "1000")
+    address = docker.inspect("two")["NetworkSettings"]["Networks"]["mine"]["IPAddress"]
+    ping = ("ping", "-i", "0.1", address)
+    docker.docker("run", "-d", "--name", "one", "--network", "mine", "bb", *ping)
+    before = rules(docker)
+    old = docker.kill(service)
+    docker.back(service, old)
+    docker.docker("run", "--rm", "--network", "mine", "bb", "ping", "-c1", "-W5", address)
+    sequence = [int(n) for n in re.findall(r"seq=(\d+)", docker.out("logs", "one"))]
+    assert sequence == list(range(len(sequence)))
+    assert sequence
+    assert rules(docker) == before
+
+
+def rules(docker: Engine) -> str:
+    """The chains of our table with the handles of their rules: the same as long as untouched."""
+    command = ["nft", "-a", "list", "table", "inet", docker.instance]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return "\n".join(line for line in out.splitlines() if "handle" in line)
+
+
+def test_a_network_removed_while_a_start_is_in_flight(docker: Engine) -> None:
+    for number in range(6):
+        name = f"n{number}"
+        docker.docker("network", "create", name)
+        docker.docker("create", "--name", name, "--network", name, "bb", "sleep", "1000")
+        with ThreadPoolExecutor(2) as pool:
+            start = pool.submit(docker.docker, "start", name, check=False)
+            remove = pool.submit(docker.docker, "network", "rm", name, check=False)
+        started, removed = start.result(), remove.result()
+        if started.returncode == 0:
+            assert "has active endpoints" in removed.stderr
+            assert inside(docker, name) == {"eth0"}
+        else:
+            assert f"network {name} not found" in started.stderr
+            assert removed.returncode == 0
+            assert docker.state_of(name) == "created"
+
+
+def test_the_bridges_come_back_with_an_engine_that_was_down(docker: Engine) -> None:
+    network = docker.out("network", "create", "mine")
+    bridge = f"br-{network[:12]}"
+    docker.down()
+    assert bridge not in os.listdir("/sys/class/net")
+    docker.up("--set", "faults=true")
+    docker.docker("run", "--rm", "--network", "mine", "bb", "true")
+    assert links(docker) == [f"link {bridge}"]
