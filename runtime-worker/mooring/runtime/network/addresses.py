@@ -22,7 +22,10 @@ from .leases import Address
 
 # Private space that neither Docker's default pools (172.17-31/16, 192.168/16) nor Podman's
 # (10.88/16, 10.89/16) begin with, so that either may run on the same host.
-CANDIDATES = tuple(ip_network(f"10.{n}.0.0/16") for n in (209, 211, 213, 217, 219, 223, 227, 229))
+CANDIDATES = (
+    *(ip_network(f"10.{n}.0.0/16") for n in (209, 211, 213, 217, 219, 223, 227, 229)),
+    *ip_network("10.240.0.0/13").subnets(new_prefix=20),
+)
 
 
 def free_subnet(taken: Iterable[IPv4Network], kept: str = "") -> IPv4Network:
