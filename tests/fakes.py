@@ -28,6 +28,12 @@ from mooring.kit.models.host import (
     RunTruth,
 )
 from mooring.kit.models.image import RemoveLayers
+from mooring.kit.models.volume import (
+    MeasureVolumes,
+    PrepareVolumes,
+    RemoveHostVolume,
+    VolumeSizes,
+)
 
 
 @dataclass
@@ -63,6 +69,8 @@ class FakeHost:
     starts: list[HostStart] = field(default_factory=list)
     execs: dict[str, ExecStarted] = field(default_factory=dict)
     refusal: EngineError | None = None
+    volumes: set[str] = field(default_factory=set)
+    volume_refusal: EngineError | None = None
     failure: HostStarted | None = None
     exits_at_once: bool = False
     ignores_signals: bool = False
@@ -77,6 +85,21 @@ class FakeHost:
             (subjects.runtime(self.node, subjects.RUNTIME_RELEASE), HostContainer, self.release),
             (subjects.runtime(self.node, subjects.RUNTIME_REMOVE), HostContainer, self.remove),
             (subjects.runtime(self.node, subjects.RUNTIME_SIZE), HostContainer, self.size),
+            (
+                subjects.runtime(self.node, subjects.RUNTIME_VOLUME_PREPARE),
+                PrepareVolumes,
+                self.prepare_volumes,
+            ),
+            (
+                subjects.runtime(self.node, subjects.RUNTIME_VOLUME_REMOVE),
+                RemoveHostVolume,
+                self.remove_volume,
+            ),
+            (
+                subjects.runtime(self.node, subjects.RUNTIME_VOLUME_SIZES),
+                MeasureVolumes,
+                self.measure_volumes,
+            ),
             (
                 subjects.runtime(self.node, subjects.RUNTIME_IMAGE_REMOVE),
                 RemoveLayers,
@@ -140,6 +163,22 @@ class FakeHost:
     async def size(self, request: HostContainer) -> ContainerSize:
         """Every container has written as much."""
         return ContainerSize(size_rw=4096, size_root_fs=1 << 20)
+
+    async def prepare_volumes(self, request: PrepareVolumes) -> Done:
+        """Make volumes, unless `volume_refusal` is set."""
+        if self.volume_refusal is not None:
+            raise self.volume_refusal
+        self.volumes |= {volume.name for volume in request.volumes}
+        return Done()
+
+    async def remove_volume(self, request: RemoveHostVolume) -> Done:
+        """Forget a volume."""
+        self.volumes.discard(request.name)
+        return Done()
+
+    async def measure_volumes(self, request: MeasureVolumes) -> VolumeSizes:
+        """Every volume has as much in it."""
+        return VolumeSizes(sizes={name: 1000 for name in request.names if name in self.volumes})
 
     async def remove_layers(self, request: RemoveLayers) -> Done:
         """Note which layers were to go."""

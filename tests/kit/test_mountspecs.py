@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from mooring.kit.errors import EngineError, InvalidParameter, NotSupported
+from mooring.kit.errors import EngineError, InvalidParameter
 from mooring.kit.models.container import HostConfig
-from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts, bind, tmpfs
+from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts, bind, tmpfs, volumes_from
+from mooring.kit.volumespecs import ImageMount, Volume, check_options
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,12 @@ from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts, bind, tmpfs
         ("/a:/b:ro", Bind("/a", "/b", "ro", read_only=True)),
         ("/a:/b:rw,rshared,z", Bind("/a", "/b", "rw,rshared,z", propagation="rshared")),
         ("/a:/b:slave", Bind("/a", "/b", "slave", propagation="slave")),
+        ("/b", Volume("/b")),
+        ("data:/b", Volume("/b", "data")),
+        ("data:/b:ro,nocopy", Volume("/b", "data", "ro,nocopy", read_only=True, nocopy=True)),
     ],
 )
-def test_a_bind(spec: str, expected: Bind) -> None:
+def test_a_bind(spec: str, expected: Bind | Volume) -> None:
     assert bind(spec) == expected
 
 
@@ -38,8 +42,9 @@ def test_a_bind(spec: str, expected: Bind) -> None:
         ("/a:/", InvalidParameter, "destination can't be '/'"),
         ("/a:/b/..", InvalidParameter, "destination can't be '/'"),
         ("../a:/b", InvalidParameter, "includes invalid characters for a local volume name"),
-        ("data:/b", NotSupported, "volumes are not supported yet: data:/b"),
-        ("/b", NotSupported, "volumes are not supported yet: /b"),
+        ("a:/b", InvalidParameter, "create a: volume name is too short"),
+        ("data:/b:shared", InvalidParameter, "field BindOptions must not be specified"),
+        ("/a:/b:nocopy", InvalidParameter, "field VolumeOptions must not be specified"),
     ],
 )
 def test_a_bind_that_is_refused(spec: str, error: type[EngineError], words: str) -> None:
@@ -85,8 +90,7 @@ def test_one_place_is_mounted_once() -> None:
 
 def test_a_volume_of_the_image_gives_way_to_the_users_mount() -> None:
     assert len(all_mounts(host(Binds=["/x:/data"]), ["/data/"])) == 1
-    with pytest.raises(NotSupported, match="volumes are not supported yet: /data"):
-        all_mounts(host(), ["/data"])
+    assert all_mounts(host(VolumeDriver="x"), ["/data/"]) == [Volume("/data", driver="x")]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_a_volume_of_the_image_gives_way_to_the_users_mount() -> None:
             "invalid SizeBytes",
         ),
         ({"Type": "tmpfs", "Target": "/a", "TmpfsOptions": {"Mode": "x"}}, "invalid Mode"),
-        ({"Type": "sandwich", "Target": "/a"}, 'mount type unknown: "sandwich"'),
+        ({"Type": "sandwich", "Target": "/a"}, 'type "sandwich": mount type unknown'),
     ],
 )
 def test_a_mount_that_is_refused(mount: dict[str, Any], words: str) -> None:
@@ -137,3 +141,63 @@ def test_read_only_binds_are_read_only_all_the_way_down_unless_told_otherwise() 
     assert one().read_only_recursive
     assert not one(ReadOnlyNonRecursive=True).read_only_recursive
     assert not one(NonRecursive=True).recursive
+
+
+def test_a_volume_of_mounts_has_its_options() -> None:
+    options = {
+        "NoCopy": True,
+        "Subpath": "a//b/",
+        "Labels": {"k": "v"},
+        "DriverConfig": {"Name": "local", "Options": {"type": "tmpfs", "device": "tmpfs"}},
+    }
+    given = {"Type": "volume", "Source": "data", "Target": "/t", "VolumeOptions": options}
+    [mount] = all_mounts(host(Mounts=[given]))
+    assert mount == Volume(
+        "/t",
+        "data",
+        nocopy=True,
+        subpath="a/b",
+        driver="local",
+        options={"type": "tmpfs", "device": "tmpfs"},
+        labels={"k": "v"},
+    )
+
+
+def test_an_image_is_a_mount() -> None:
+    given = {"Type": "image", "Source": "bb", "Target": "/t", "ImageOptions": {"Subpath": "etc"}}
+    assert all_mounts(host(Mounts=[given])) == [ImageMount("/t", "bb", "etc")]
+
+
+@pytest.mark.parametrize("subpath", ["/etc", "..", "../x", "a/../../x"])
+def test_a_subpath_leads_nowhere_else(subpath: str) -> None:
+    given = {"Type": "volume", "Source": "data", "Target": "/t"}
+    with pytest.raises(InvalidParameter, match="subpath must be a relative path"):
+        all_mounts(host(Mounts=[{**given, "VolumeOptions": {"Subpath": subpath}}]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [("web", ("web", "")), ("web:ro", ("web", "ro")), ("w:z,rw", ("w", "z,rw"))],
+)
+def test_volumes_from(spec: str, expected: tuple[str, str]) -> None:
+    assert volumes_from(spec) == expected
+
+
+@pytest.mark.parametrize("spec", ["", "web:", "web:shared", "web:nocopy", "web:zzz"])
+def test_volumes_from_that_is_refused(spec: str) -> None:
+    with pytest.raises(InvalidParameter, match=r"volumes-from|invalid mode"):
+        volumes_from(spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"foo": "bar"}, 'invalid option: "foo"'),
+        ({"type": "tmpfs"}, 'missing required option: "device"'),
+        ({"o": "bind", "device": "/x"}, 'missing required option: "type"'),
+        ({"size": "1m"}, "no quota support"),
+    ],
+)
+def test_options_of_a_volume_that_are_refused(options: dict[str, str], words: str) -> None:
+    with pytest.raises(InvalidParameter, match=words):
+        check_options("data", options)

@@ -130,7 +130,6 @@ def test_a_config_that_can_never_work(
     [
         ({"DeviceRequests": [{"Count": -1}]}, "DeviceRequests"),
         ({"StorageOpt": {"size": "1G"}}, "StorageOpt"),
-        ({"VolumesFrom": ["x"]}, "VolumesFrom"),
         ({"CpuRealtimeRuntime": 5}, "CpuRealtimeRuntime"),
         ({"PortBindings": {"80/tcp": []}}, "PortBindings"),
         ({"PublishAllPorts": True}, "PublishAllPorts"),

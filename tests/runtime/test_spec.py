@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from mooring.kit import capabilities, procpaths
-from mooring.kit.models.container import ContainerRecord
-from mooring.kit.mountspecs import all_mounts
+from mooring.kit.models.container import ContainerRecord, HostConfig, MountPoint
+from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts, point
 from mooring.runtime import defaults, spec
 from mooring.runtime.limits import HostFacts
-from mooring.runtime.mounts import Files, mount_points
+from mooring.runtime.mounts import Files
 from mooring.runtime.oci import template
 from mooring.runtime.spec import Surroundings, User
 
@@ -50,7 +50,11 @@ def around(**fields: Any) -> Surroundings:
 
 def build(host: dict[str, Any] | None = None, **config: Any) -> dict[str, Any]:
     given = record(host, **config)
-    return spec.build(given, around(mounts=all_mounts(given.host_config)))
+    return spec.build(given, around(mounts=points(given.host_config)))
+
+
+def points(host: HostConfig) -> list[MountPoint]:
+    return [point(item) for item in all_mounts(host) if isinstance(item, Bind | Tmpfs)]
 
 
 def mounts_at(built: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -210,8 +214,8 @@ def test_inspect_shows_binds_and_the_tmpfs_of_mounts() -> None:
             "mounts": [{"type": "tmpfs", "target": "/u"}],
         }
     ).host_config
-    points = mount_points(all_mounts(host))
-    assert [(point.type, point.destination, point.rw) for point in points] == [
+    shown = [item for item in points(host) if not item.hidden]
+    assert [(item.type, item.destination, item.rw) for item in shown] == [
         ("bind", "/b", False),
         ("tmpfs", "/u", True),
     ]

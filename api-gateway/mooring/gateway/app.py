@@ -28,6 +28,7 @@ from .routes.saving import SavingRoutes
 from .routes.system import SystemRoutes
 from .routes.transfers import TransferRoutes
 from .routes.usage import UsageRoutes
+from .routes.volumes import VolumeRoutes
 from .routes.wait import WaitRoutes
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def all_routes(gateway: Gateway) -> list[Route]:
         TransferRoutes,
         UsageRoutes,
         NetworkRoutes,
+        VolumeRoutes,
     )
     return [route for section in sections for route in section(gateway).routes()] + (
         unsupported.routes()

@@ -17,11 +17,13 @@ from mooring.kit.models.exec import ExecRecord
 from mooring.kit.models.host import NodeRecord
 from mooring.kit.models.image import ImageRecord, ReferenceRecord
 from mooring.kit.models.network import NetworkRecord
+from mooring.kit.models.volume import VolumeRecord
 from mooring.kit.store import Mirror
 
 from .views.containers import ContainerViews
 from .views.images import ImageViews
 from .views.networks import NetworkViews
+from .views.volumes import VolumeViews
 
 R = TypeVar("R", bound=Model)
 T = TypeVar("T")
@@ -40,6 +42,7 @@ class Engine:
         references: Mirror[ReferenceRecord],
         nodes: Mirror[NodeRecord],
         networks: Mirror[NetworkRecord],
+        volumes: Mirror[VolumeRecord],
     ) -> None:
         self.settings = settings
         self.bus = bus
@@ -50,6 +53,7 @@ class Engine:
         self.containers = ContainerViews(
             containers, execs, self.images, self.networks, self._run_dir
         )
+        self.volumes = VolumeViews(volumes, self.containers)
         self._background: set[asyncio.Task[Any]] = set()
 
     def node(self) -> NodeRecord:
@@ -98,6 +102,7 @@ async def open_engine(settings: Settings) -> AsyncIterator[Engine]:
             await (await bus.bucket(subjects.BUCKET_REFERENCES, ReferenceRecord)).mirror(),
             await (await bus.bucket(subjects.BUCKET_NODES, NodeRecord)).mirror(),
             await (await bus.bucket(subjects.BUCKET_NETWORKS, NetworkRecord)).mirror(),
+            await (await bus.bucket(subjects.BUCKET_VOLUMES, VolumeRecord)).mirror(),
         )
         try:
             yield engine

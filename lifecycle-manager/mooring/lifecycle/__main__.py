@@ -31,6 +31,7 @@ from mooring.kit.models.network import (
     PruneNetworks,
 )
 from mooring.kit.models.update import UpdateContainer
+from mooring.kit.models.volume import CreateVolume, PruneVolumes, RemoveVolume
 
 from .containers import ContainerHandlers
 from .endings import Endings
@@ -44,13 +45,15 @@ from .reconcile import Reconciler
 from .removal import RemovalHandlers
 from .running import RunningHandlers
 from .updating import UpdateHandlers
+from .volumes import VolumeHandlers
 from .wiring import WiringHandlers
 
 
 async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconciler:
     """Answer every command and take in facts; returns what has to be run besides."""
-    endings = Endings(engine)
-    containers = ContainerHandlers(engine)
+    volumes = VolumeHandlers(engine)
+    endings = Endings(engine, volumes)
+    containers = ContainerHandlers(engine, volumes)
     running = RunningHandlers(engine, endings)
     removal = RemovalHandlers(engine, endings)
     execs = ExecHandlers(engine)
@@ -93,11 +96,14 @@ async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconci
         bus.serve(subjects.NETWORK_CONNECT, ConnectNetwork, wiring.connect, group=group),
         bus.serve(subjects.NETWORK_DISCONNECT, DisconnectNetwork, wiring.disconnect, group=group),
         bus.serve(subjects.IMAGE_PRUNE, PruneImages, image_prune.prune, group=group),
+        bus.serve(subjects.VOLUME_CREATE, CreateVolume, volumes.create, group=group),
+        bus.serve(subjects.VOLUME_REMOVE, RemoveVolume, volumes.remove, group=group),
+        bus.serve(subjects.VOLUME_PRUNE, PruneVolumes, volumes.prune, group=group),
     )
     await bus.consume(
         subjects.FACTS_STREAM, "lifecycle", facts.handle, subject=subjects.FACTS, group=group
     )
-    return Reconciler(engine, endings, running, execs, images, networks, wiring)
+    return Reconciler(engine, endings, running, execs, images, networks, wiring, volumes)
 
 
 async def lifecycle(settings: Settings, service: process.Service) -> None:

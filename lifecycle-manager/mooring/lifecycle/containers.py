@@ -27,10 +27,13 @@ from .engine import Engine
 from .events import container_event
 from .find_image import find_image
 from .merge import command_line, merge
+from .mounting import Mounting
+from .mounting import resolve as resolve_mounts
 from .naming import candidates, check_name
 from .placement import choose
 from .resolve import resolve
 from .states import SECOND
+from .volumes import VolumeHandlers
 
 _CREATE_LIMIT = 60 * SECOND
 """A claim of a name may be taken away after twice this time, so a create ends before."""
@@ -40,8 +43,9 @@ _SHORT_ID = 12
 class ContainerHandlers:
     """create, rename, note."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, volumes: VolumeHandlers) -> None:
         self._engine = engine
+        self._volumes = volumes
 
     async def create(self, request: CreateContainer) -> ContainerCreated:
         """Create a container; NotFound for the image, Conflict for the name."""
@@ -60,10 +64,12 @@ class ContainerHandlers:
         host_config = self._join_others(request.host_config)
         path, arguments = command_line(config)
         begun = time.time_ns()
+        node = self._node(image, host_config)
+        mounting = resolve_mounts(engine, self._volumes, container_id, node, config, host_config)
         record = ContainerRecord(
             id=container_id,
             name="",
-            node=choose(engine.nodes.records(), image, engine.load),
+            node=node,
             created_ns=begun,
             image=request.config.image,
             image_id=image.id,
@@ -73,11 +79,13 @@ class ContainerHandlers:
             networking=self._networking(host_config, request.networking),
             path=path,
             args=arguments,
+            mounts=mounting.mounts,
             command_id=request.request_id,
         )
         with engine.holding(container_id):
             name, revision = await self._claim_name(request.name, container_id)
             faults.point("lifecycle.create.named")
+            own = await self._mount(record, mounting, image, name, revision)
             record = states.advance(record, begun, name=name, name_revision=revision)
             record = states.advance(record, begun, ("create", {}))
             if time.time_ns() - begun > _CREATE_LIMIT:
@@ -88,7 +96,35 @@ class ContainerHandlers:
                 # A repetition of this very request was faster.
                 row = await engine.containers.fetch(container_id)
             faults.point("lifecycle.create.recorded")
+        if own:
+            engine.tasks.spawn(self._volumes.settle(own), f"volumes of {container_id[:12]}")
         return ContainerCreated(container_id=container_id, warnings=warnings, revision=row.revision)
+
+    def _node(self, image: ImageRecord, host: HostConfig) -> str:
+        """Where its named volumes are, or else wherever there is room."""
+        named = [spec.partition(":")[0] for spec in host.binds or []]
+        named += [mount.source for mount in host.mounts or [] if mount.type == "volume"]
+        return self._volumes.node_of(filter(None, named)) or choose(
+            self._engine.nodes.records(), image, self._engine.load
+        )
+
+    async def _mount(
+        self, record: ContainerRecord, mounting: Mounting, image: ImageRecord, name: str,
+        revision: int,
+    ) -> list[str]:  # fmt: skip
+        """Have what it mounts on its host, before there is a container; its own volumes."""
+        needed = [m for m in mounting.mounts if m.type == "bind" and not m.create_source]
+        if not mounting.volumes and not needed:
+            return []
+        try:
+            return await self._volumes.attach(
+                record.id, mounting.mounts, mounting.volumes, image, record.node
+            )
+        except Unavailable:
+            raise
+        except EngineError:
+            await self._engine.names.release(name, record.id, revision)
+            raise
 
     async def _claim_name(self, wanted: str, container_id: str) -> tuple[str, int]:
         names: Iterator[str] = iter([wanted.removeprefix("/")])

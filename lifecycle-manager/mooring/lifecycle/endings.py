@@ -17,6 +17,7 @@ from .engine import Engine
 from .exits import Exit
 from .states import SIGKILL
 from .table import Row
+from .volumes import VolumeHandlers
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ _SECOND_OPINION = 2.0
 class Endings:
     """Exits are applied here, whether a fact, a report or a stop brought them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, volumes: VolumeHandlers) -> None:
         self._engine = engine
+        self._volumes = volumes
         self._released: dict[str, int] = {}
         self._cleared: set[str] = set()
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -63,6 +65,9 @@ class Endings:
             if row is None or row.record.state is State.REMOVED:
                 return
         await self.release(record)
+        if removed:
+            # Nobody reads those any more, unlike its log.
+            await self._volumes.drop(record.drop_volumes)
         if removed and record.owner == self._engine.owner:
             await asyncio.sleep(_READERS_GRACE)
             await self.clear(record)
@@ -138,6 +143,7 @@ class Endings:
                 await self._kill(record)
                 await engine.hosts.remove(record.node, record.id)
         faults.point("lifecycle.remove.hosted")
+        await self._volumes.drop(record.drop_volumes)
         engine.tasks.spawn(self._forget(record), f"forget {record.id[:12]}")
 
     async def _forget(self, record: ContainerRecord) -> None:

@@ -21,6 +21,7 @@ from mooring.kit.models.exec import ExecRecord
 from mooring.kit.models.host import NodeRecord
 from mooring.kit.models.image import ImageChange, ImageRecord, ReferenceRecord
 from mooring.kit.models.network import NetworkClaims, NetworkRecord
+from mooring.kit.models.volume import VolumeRecord
 
 from .events import Publisher
 from .hosts import Hosts
@@ -115,6 +116,7 @@ class Engine:
         self.changes: Table[ImageChange]
         self.networks: Table[NetworkRecord]
         self.network_claims: Table[NetworkClaims]
+        self.volumes: Table[VolumeRecord]
         self.names: Names
         self.by_name: dict[str, str] = {}
         """Container ids by name, of all that are not removed."""
@@ -198,6 +200,8 @@ class Engine:
         self.references = Table(references, await references.mirror())
         self.nodes = Table(nodes, await nodes.mirror())
         self.changes = Table(changes, await changes.mirror())
+        volumes = await bus.bucket(subjects.BUCKET_VOLUMES, VolumeRecord)
+        self.volumes = Table(volumes, await volumes.mirror())
         names = await bus.bucket(subjects.BUCKET_NAMES, NameRecord)
         self.names = Names(names, await names.mirror(), self.containers, self.owner, self.abandoned)
         networks, claims = await asyncio.gather(

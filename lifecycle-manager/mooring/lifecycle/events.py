@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from mooring.kit.errors import EngineError
-from mooring.kit.models.container import ContainerRecord, Event
+from mooring.kit.models.container import ContainerRecord, Event, MountPoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,15 @@ class NetworkHappening(NamedTuple):
     driver: str
 
 
-Happening = tuple[str, Mapping[str, str]] | NetworkHappening
+class VolumeHappening(NamedTuple):
+    """An event to be: a volume is mounted for a container, or was."""
+
+    action: str
+    volume: str
+    attributes: Mapping[str, str]
+
+
+Happening = tuple[str, Mapping[str, str]] | NetworkHappening | VolumeHappening
 """An event to be: action, and the attributes that only this action has."""
 
 
@@ -52,6 +60,15 @@ def container_event(
             },
             time_ns=time_ns,
         )
+    if isinstance(happening, VolumeHappening):
+        return Event(
+            id=event_id,
+            type="volume",
+            action=happening.action,
+            actor=happening.volume,
+            attributes={"container": record.id, **happening.attributes},
+            time_ns=time_ns,
+        )
     action, own = happening
     attributes = dict(record.config.labels or {})
     attributes.update(own)
@@ -61,6 +78,30 @@ def container_event(
     return Event(
         id=event_id, action=action, actor=record.id, attributes=attributes, time_ns=time_ns
     )
+
+
+def mounted(mounts: Iterable[MountPoint]) -> list[Happening]:
+    """A container starts with these mounts: what happens to its volumes."""
+    found: list[Happening] = []
+    for mount in mounts:
+        if mount.type == "volume":
+            attributes = {
+                "driver": mount.driver,
+                "destination": mount.destination,
+                "read/write": "true" if mount.rw else "false",
+                "propagation": mount.propagation,
+            }
+            found.append(VolumeHappening("mount", mount.name, attributes))
+    return found
+
+
+def unmounted(mounts: Iterable[MountPoint]) -> list[Happening]:
+    """It has ended."""
+    return [
+        VolumeHappening("unmount", mount.name, {"driver": mount.driver})
+        for mount in mounts
+        if mount.type == "volume"
+    ]
 
 
 def origin_of(event: Event) -> tuple[str, int]:

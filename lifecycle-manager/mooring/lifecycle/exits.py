@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mooring.kit.models.container import ContainerRecord, NetworkState, State
 
-from .events import Happening
+from .events import Happening, mounted, unmounted
 from .states import (
     AT_REST,
     SECOND,
@@ -58,7 +58,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
     happenings: list[Happening] = []
     if not record.pid or exit.run > record.run:
         # It came and went before anybody could say that it had started.
-        happenings.append(("start", {}))
+        happenings += [*mounted(record.mounts), ("start", {})]
         if record.restart_wanted and record.state is State.STARTING:
             happenings.append(("restart", {}))
     if exit.oom_killed and not (record.oom_killed and exit.run == record.run):
@@ -69,6 +69,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
     duration = max(0, exit.finished_ns - started_ns) // SECOND if started_ns else 0
     happenings.append(("die", {"exitCode": str(exit_code), "execDuration": str(duration)}))
     happenings += connected(record.network, "disconnect")
+    happenings += unmounted(record.mounts)
     if record.state is State.STOPPING and not exit.restarting:
         happenings.append(("stop", {}))
     ended = advance(
@@ -139,7 +140,11 @@ def started_by_host(
         changes["state"] = record.state
     else:
         changes.update(AT_REST)
-    happenings: list[Happening] = [*connected(network), ("start", {})]
+    happenings: list[Happening] = [
+        *connected(network),
+        *mounted(record.mounts),
+        ("start", {}),
+    ]
     return advance(
         record,
         now,

@@ -29,6 +29,12 @@ from mooring.kit.models.network import (
     NetworkState,
 )
 from mooring.kit.models.update import HostUpdate, HostUpdated
+from mooring.kit.models.volume import (
+    MeasureVolumes,
+    PrepareVolumes,
+    RemoveHostVolume,
+    VolumeSizes,
+)
 
 R = TypeVar("R", bound=Model)
 
@@ -37,6 +43,8 @@ STOP_EXTRA = 15.0
 """Seconds beyond the container's own time until a stop counts as not answered."""
 FOR_EVER = 365 * 86400.0
 KILL_TIMEOUT = 12.0
+VOLUME_TIMEOUT = 50.0
+"""Filling a volume from an image, or measuring one, takes as long as the files in it do."""
 
 
 class Requester(Protocol):
@@ -140,3 +148,20 @@ class Hosts:
         """Disconnect a run from a network."""
         subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_DISCONNECT)
         return (await self._bus.request(subject, request, HostWired)).network
+
+    async def prepare_volumes(self, node: str, request: PrepareVolumes) -> None:
+        """Make volumes, and fill those that are empty."""
+        subject = subjects.runtime(node, subjects.RUNTIME_VOLUME_PREPARE)
+        await self._bus.request(subject, request, Done, timeout=VOLUME_TIMEOUT)
+
+    async def remove_volume(self, node: str, name: str) -> None:
+        """Delete a volume's files; one that is gone already is no error."""
+        subject = subjects.runtime(node, subjects.RUNTIME_VOLUME_REMOVE)
+        await self._bus.request(subject, RemoveHostVolume(name=name), Done)
+
+    async def measure_volumes(self, node: str, names: list[str]) -> dict[str, int]:
+        """Bytes in each of the volumes."""
+        subject = subjects.runtime(node, subjects.RUNTIME_VOLUME_SIZES)
+        request = MeasureVolumes(names=names)
+        reply = await self._bus.request(subject, request, VolumeSizes, timeout=VOLUME_TIMEOUT)
+        return reply.sizes

@@ -232,7 +232,8 @@ class ImageHandlers:
         users = [
             record
             for record in self._engine.containers.records()
-            if record.image_id == image_id and record.state is not State.REMOVED
+            if record.state is not State.REMOVED
+            and (record.image_id == image_id or any(m.image_id == image_id for m in record.mounts))
         ]
         return sorted(users, key=lambda record: record.state not in LIVE)
 

@@ -25,3 +25,10 @@ def choose(
         return fitting[0]
     containers = load()
     return min(fitting, key=lambda node: (containers.get(node, 0), node))
+
+
+def any_node(nodes: Collection[NodeRecord]) -> str:
+    """Where a volume goes that no container asks for yet: to the host seen last; Unavailable."""
+    if not nodes:
+        raise Unavailable("no host has joined yet: the runtime worker has not reported itself")
+    return max(nodes, key=lambda node: node.seen_ns).id

@@ -33,6 +33,7 @@ from .outboxes import Outboxes
 from .running import RunningHandlers
 from .states import SECOND, TRANSITIONS
 from .table import Row
+from .volumes import VolumeHandlers
 from .wiring import WiringHandlers
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Reconciler:
         images: ImageHandlers,
         networks: NetworkHandlers,
         wiring: WiringHandlers,
+        volumes: VolumeHandlers,
     ) -> None:
         self._engine = engine
         self._endings = endings
@@ -82,6 +84,7 @@ class Reconciler:
         self._images = images
         self._networks = networks
         self._wiring = wiring
+        self._volumes = volumes
         self._outboxes = Outboxes(engine)
         self._suspects: dict[str, Suspect] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -116,6 +119,7 @@ class Reconciler:
         await self._networks.look(now)
         await self._wiring.look()
         await self._images.collect()
+        await self._volumes.look(now)
         await self._outboxes.look(now)
         if ask_hosts:
             await self._engine.names.sweep()

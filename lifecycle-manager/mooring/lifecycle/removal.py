@@ -20,6 +20,7 @@ from mooring.kit.models.container import (
 from . import states
 from .endings import Endings
 from .engine import Engine
+from .labels import passes
 from .resolve import resolve
 from .table import Row
 
@@ -39,15 +40,19 @@ class RemovalHandlers:
     async def remove(self, request: RemoveContainer) -> Done:
         """Remove a container; Conflict if it runs, unless forced: then it is killed."""
         row = await resolve(self._engine, request.container, request.request_id)
-        row = await self._remove(row.key, request.request_id, force=request.force)
+        row = await self._remove(
+            row.key, request.request_id, force=request.force, volumes=request.volumes
+        )
         return Done(revision=row.revision)
 
-    async def _remove(self, key: str, command: str, *, force: bool) -> Row[ContainerRecord]:
+    async def _remove(
+        self, key: str, command: str, *, force: bool, volumes: bool
+    ) -> Row[ContainerRecord]:
         engine = self._engine
         with engine.holding(key):
             claim = engine.claim(command)
             row = await engine.containers.change(
-                key, lambda r: states.claim_remove(r, claim, force=force)
+                key, lambda r: states.claim_remove(r, claim, force=force, volumes=volumes)
             )
             faults.point("lifecycle.remove.claimed")
             return await self._endings.finish_remove(row)
@@ -71,7 +76,7 @@ class RemovalHandlers:
             size = await self._size(row.record)
             try:
                 command = f"{request.request_id}.{row.key[:12]}"
-                removed = await self._remove(row.key, command, force=False)
+                removed = await self._remove(row.key, command, force=False, volumes=False)
             except Unavailable:
                 raise
             except EngineError as exc:
@@ -100,12 +105,4 @@ def _is_prunable(record: ContainerRecord, request: PruneContainers) -> bool:
         return False
     if request.until_ns is not None and record.created_ns >= request.until_ns:
         return False
-    labels = record.config.labels or {}
-    return all(_has_label(labels, wanted) for wanted in request.labels) and not any(
-        _has_label(labels, unwanted) for unwanted in request.labels_not
-    )
-
-
-def _has_label(labels: dict[str, str], wanted: str) -> bool:
-    key, equals, value = wanted.partition("=")
-    return key in labels and (not equals or labels[key] == value)
+    return passes(record.config.labels or {}, request.labels, request.labels_not)

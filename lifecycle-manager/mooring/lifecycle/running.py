@@ -81,6 +81,7 @@ class RunningHandlers:
                     record=record.model_copy(update={"outbox": []}),
                     image=image,
                     run=run,
+                    images=await self._mounted_images(record),
                 ),
             )
             message, exit_code = host.error, host.exit_code
@@ -100,6 +101,17 @@ class RunningHandlers:
         row = await engine.containers.change(row.key, lambda r: states.started(r, run, host, now))
         faults.point("lifecycle.start.recorded")
         return row
+
+    async def _mounted_images(self, record: ContainerRecord) -> list[ImageRecord]:
+        """The images that `--mount type=image` shows in it."""
+        found = {mount.image_id: mount.source for mount in record.mounts if mount.image_id}
+        images = []
+        for image_id, source in found.items():
+            try:
+                images.append((await self._engine.images.find(image_key(image_id))).record)
+            except NotFound:
+                raise NotFound(f"No such image: {source}") from None
+        return images
 
     async def _image_of(self, record: ContainerRecord) -> ImageRecord:
         try:

@@ -18,7 +18,7 @@ from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound
 from mooring.kit.models.container import ContainerRecord, Health, NetworkState, State
 from mooring.kit.models.host import HostStarted
 
-from .events import Happening, NetworkHappening, container_event
+from .events import Happening, NetworkHappening, container_event, mounted
 
 SECOND = 1_000_000_000
 START_LIMIT = 60 * SECOND
@@ -103,7 +103,11 @@ def started(record: ContainerRecord, run: int, host: HostStarted, now: int) -> C
     """The host says that the run has begun."""
     if record.state is not State.STARTING or record.run != run:
         return record
-    happenings: list[Happening] = [*connected(host.network), ("start", {})]
+    happenings: list[Happening] = [
+        *connected(host.network),
+        *mounted(record.mounts),
+        ("start", {}),
+    ]
     if record.restart_wanted:
         happenings.append(("restart", {}))
     return advance(
@@ -326,8 +330,13 @@ def renamed(
     )
 
 
-def claim_remove(record: ContainerRecord, claim: Claim, *, force: bool) -> ContainerRecord:
-    """To removed, or (by force only) to removing for what runs and has to be killed first."""
+def claim_remove(
+    record: ContainerRecord, claim: Claim, *, force: bool, volumes: bool = False
+) -> ContainerRecord:
+    """To removed, or (by force only) to removing for what runs and has to be killed first.
+
+    volumes: its anonymous volumes go as well.
+    """
     if record.command_id == claim.command and record.state in (State.REMOVING, State.REMOVED):
         return record
     match record.state:
@@ -346,6 +355,8 @@ def claim_remove(record: ContainerRecord, claim: Claim, *, force: bool) -> Conta
                 f'cannot remove container "/{record.name}": container is {seen}: '
                 "stop the container before removing or force remove"
             )
+    if volumes:
+        record = record.model_copy(update={"remove_volumes": True})
     if record.state not in LIVE:
         return removed(record, claim)
     kill: list[Happening] = [("kill", {"signal": str(SIGKILL)})] if record.pid else []
@@ -369,6 +380,7 @@ def removed(record: ContainerRecord, claim: Claim) -> ContainerRecord:
     if record.state is State.REMOVED:
         return record
     last = advance(record, claim.now, ("destroy", {}))
+    with_volumes = record.remove_volumes or record.host_config.auto_remove
     return ContainerRecord(
         id=record.id,
         name=record.name,
@@ -389,4 +401,5 @@ def removed(record: ContainerRecord, claim: Claim) -> ContainerRecord:
         event_serial=last.event_serial,
         outbox=last.outbox,
         name_revision=record.name_revision,
+        drop_volumes=[m.name for m in record.mounts if m.anonymous] if with_volumes else [],
     )

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from mooring.kit.errors import EngineError, InvalidParameter
+from mooring.kit.errors import EngineError
 from mooring.kit.models.container import ContainerRecord, MountPoint
 from mooring.kit.models.host import HostStart
 from mooring.kit.models.image import ImageRecord
-from mooring.kit.mountspecs import Bind, Tmpfs, all_mounts
 
 from . import devices, files, initbinary, limits, mounts, spec
 from .host_files import NameFiles
@@ -20,6 +19,7 @@ from .joins import Joined
 from .layout import Layout
 from .overlay import Overlay
 from .sandbox import Sandbox
+from .volumes.volumes import check_source
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 """Made once: json.dumps makes an encoder for every call that is not the default one."""
@@ -33,6 +33,16 @@ class Snapshots(Protocol):
     def prepare(self, container_id: str, image: ImageRecord) -> Overlay:
         """Make the snapshot of a container, or find the one it has."""
 
+    def shown(self, image: ImageRecord, subpath: str) -> tuple[str, ...]:
+        """The directories or the file that an image is at a path, topmost first."""
+
+
+class HasMounts(Protocol):
+    """A request about a container and the images mounted in it."""
+
+    record: ContainerRecord
+    images: list[ImageRecord]
+
 
 class Users(Protocol):
     """Who Config.User and GroupAdd are in a container's own files; see users.Users."""
@@ -45,14 +55,11 @@ class Users(Protocol):
 class Prepared:
     """A run that is on disk, ready for a shim."""
 
-    __slots__ = ("cgroup", "mounts", "overlay", "warnings")
+    __slots__ = ("cgroup", "overlay", "warnings")
 
-    def __init__(
-        self, overlay: Overlay, cgroup: str, points: list[MountPoint], warnings: list[str]
-    ) -> None:
+    def __init__(self, overlay: Overlay, cgroup: str, warnings: list[str]) -> None:
         self.overlay = overlay
         self.cgroup = cgroup
-        self.mounts = points
         self.warnings = warnings
 
 
@@ -89,7 +96,7 @@ class Bundles:
         bundle = self._layout.run_directory(record.id, request.run)
         _make(directory)
         overlay = self._snapshots.prepare(record.id, request.image)
-        wanted = all_mounts(record.host_config, record.config.volumes or ())
+        wanted = self.user_mounts(request)
         _check_sources(wanted)
         nodes, rules = devices.chosen(record.host_config)
         resources, warnings = limits.resources(record.host_config, self.facts, devices.number)
@@ -122,11 +129,20 @@ class Bundles:
         write(f"{bundle}/config.json", dumps(value))
         if record.config.healthcheck is not None:
             write(f"{bundle}/{HEALTHCHECK}", record.config.healthcheck.pack())
-        return Prepared(overlay, cgroup, mounts.mount_points(wanted), warnings)
+        return Prepared(overlay, cgroup, warnings)
 
-    def mount_points(self, record: ContainerRecord) -> list[MountPoint]:
-        """What inspect shows of a container's mounts."""
-        return mounts.mount_points(all_mounts(record.host_config, record.config.volumes or ()))
+    def user_mounts(self, request: HasMounts) -> list[MountPoint]:
+        """The user's mounts, those of images with the directories that they are."""
+        points = request.record.mounts
+        if not request.images:
+            return points
+        images = {image.id: image for image in request.images}
+        return [
+            mounts.image_mount(point, self._snapshots.shown(images[point.image_id], point.subpath))
+            if point.type == "image"
+            else point
+            for point in points
+        ]
 
     def write_command(self, request: HostStart) -> None:
         """Keep a start by command: restarts repeat it, the policy counts from its run on.
@@ -238,16 +254,13 @@ def _make(directory: str) -> None:
         pass
 
 
-def _check_sources(wanted: list[Bind | Tmpfs]) -> None:
+def _check_sources(wanted: Sequence[MountPoint]) -> None:
     """Make the sources of `-v`, which Docker makes; refuse the missing ones of `--mount`."""
     for item in wanted:
-        if not isinstance(item, Bind) or os.path.exists(item.source):
+        if item.type != "bind" or os.path.exists(item.source):
             continue
         if not item.create_source:
-            raise InvalidParameter(
-                f'invalid mount config for type "bind": bind source path does not exist:'
-                f" {item.source}"
-            )
+            check_source(item.source)
         try:
             os.makedirs(item.source, 0o755)
         except OSError as exc:

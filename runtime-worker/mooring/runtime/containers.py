@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from mooring.kit import faults, log
 from mooring.kit.config import Settings
 from mooring.kit.errors import KINDS, Conflict, EngineError, NotFound, Unavailable
 from mooring.kit.models.base import Done
-from mooring.kit.models.container import ContainerRecord, NetworkState
+from mooring.kit.models.container import ContainerRecord, MountPoint, NetworkState
 from mooring.kit.models.host import (
     ContainerSize,
     HostContainer,
@@ -52,6 +52,13 @@ class Shims(Protocol):
     def refill(self) -> None: ...
 
 
+class VolumeHolds(Protocol):
+    """The volumes that runs need; see volumes.Volumes."""
+
+    async def acquire(self, holder: str, mounts: Iterable[MountPoint]) -> None: ...
+    async def release(self, holder: str) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the handlers work with."""
@@ -67,6 +74,7 @@ class Parts:
     locks: KeyedLocks
     seccomp: Callable[[str | None, frozenset[str]], Awaitable[str | None]]
     """Path of the compiled filter of a profile for a set of capabilities."""
+    volumes: VolumeHolds
     size: Callable[[str], int]
     """Bytes that a container has written; reads its whole upper directory."""
 
@@ -98,7 +106,7 @@ class Containers:
         """A run is over and its exit is recorded: free what it used."""
         async with self._locks.hold(request.id):
             for run in [request.run] if request.run else self._runs.of(request.id):
-                self._release(request.id, run)
+                await self._release(request.id, run)
         return Done()
 
     async def remove(self, request: HostContainer) -> Done:
@@ -106,7 +114,7 @@ class Containers:
         id_ = request.id
         async with self._locks.hold(id_):
             for run in self._runs.of(id_):
-                self._release(id_, run)
+                await self._release(id_, run)
             # Before anything goes: a start that was sent earlier must not bring it back.
             self._parts.reaper.mark_removed(id_)
             faults.point("runtime.remove.released")
@@ -162,6 +170,8 @@ class Containers:
             )
             if sandbox.state.endpoints:
                 replace(f"{directory}/{NETWORK}", sandbox.state.pack())
+            if any(mount.type == "volume" for mount in request.record.mounts):
+                await self._parts.volumes.acquire(f"{id_}.{run}", request.record.mounts)
             faults.point("runtime.start.sandbox")
             steps.mark("sandbox")
             hostname = self._hostname(request.record, joined.network_of)
@@ -187,7 +197,6 @@ class Containers:
                 pid=int(answer["pid"]),
                 started_ns=int(answer["started_ns"]),
                 network=sandbox.state,
-                mounts=prepared.mounts,
                 warnings=prepared.warnings,
             )
         except BaseException:
@@ -246,7 +255,6 @@ class Containers:
             pid=known.init_pid,
             started_ns=known.started_ns,
             network=network,
-            mounts=self._parts.bundles.mount_points(request.record),
         )
 
     async def _hand_over(
@@ -330,16 +338,18 @@ class Containers:
         if self._parts.reaper.fence(id_, run):
             await self._parts.reaper.remove_cgroup(cgroup)
             self._parts.networks.detach(f"{id_}.{run}")
+            await self._parts.volumes.release(f"{id_}.{run}")
             self._runs.forget(id_, run)
             self._parts.reaper.unshare(id_)
 
-    def _release(self, id_: str, run: int) -> None:
+    async def _release(self, id_: str, run: int) -> None:
         if self._parts.reaper.finishing(id_, run):
             return
         found = self._runs.find(id_, run)
         if found is not None and found.stage is Stage.LIVE:
             raise Conflict(f"container {id_} is running (run {run})")
         self._parts.networks.detach(f"{id_}.{run}")
+        await self._parts.volumes.release(f"{id_}.{run}")
         faults.point("runtime.release.detached")
         self._parts.reaper.note_released(id_, run)
         if not self._runs.live(id_):

@@ -21,12 +21,14 @@ class Layout:
         "shm",
         "state",
         "trash",
+        "volumes",
     )
 
     def __init__(self, settings: Settings) -> None:
         self.state, self.run = str(settings.state_dir), str(settings.run_dir)
         self.containers = f"{self.state}/containers"
         self.trash = f"{self.state}/trash"
+        self.volumes = f"{self.state}/volumes"
         self.network = f"{self.state}/network"
         self.shims = f"{self.run}/shims"
         self.seccomp = f"{self.run}/seccomp"
@@ -51,6 +53,7 @@ class Layout:
         return [
             self.containers,
             self.trash,
+            self.volumes,
             self.network,
             self.shims,
             self.seccomp,

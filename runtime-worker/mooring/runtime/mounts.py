@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mooring.kit.models.container import HostConfig, MountPoint
-from mooring.kit.mountspecs import Bind, Tmpfs
 
 from . import defaults
 
@@ -21,51 +20,37 @@ class Files:
     resolv: str
 
 
-def user_mount(wanted: Bind | Tmpfs) -> dict[str, Any]:
-    """One of the user's mounts as the OCI runtime takes it."""
-    if isinstance(wanted, Tmpfs):
-        return {
-            "destination": wanted.destination,
-            "type": "tmpfs",
-            "source": "tmpfs",
-            "options": list(wanted.options),
-        }
-    options = ["rbind" if wanted.recursive else "bind", wanted.propagation]
-    if wanted.read_only:
-        # Docker makes submounts read-only too; `rro` is OCI's word for that.
-        options.append("rro" if wanted.recursive and wanted.read_only_recursive else "ro")
-    return {
-        "destination": wanted.destination,
-        "type": "bind",
-        "source": wanted.source,
-        "options": options,
+def user_mount(point: MountPoint) -> dict[str, Any]:
+    """One of the user's mounts as the OCI runtime takes it; images were made overlays before."""
+    kind = "bind" if point.type == "volume" else point.type
+    result: dict[str, Any] = {
+        "destination": point.destination,
+        "type": kind,
+        "source": "tmpfs" if kind == "tmpfs" else point.source,
+        "options": point.options,
     }
+    if point.subpath:
+        # Not OCI's: below the source, and never out of it whatever links are there.
+        result["subpath"] = point.subpath
+    return result
 
 
-def mount_points(wanted: Sequence[Bind | Tmpfs]) -> list[MountPoint]:
-    """What `docker inspect` shows: binds, and the tmpfs mounts given in HostConfig.Mounts."""
-    points = []
-    for item in wanted:
-        if isinstance(item, Bind):
-            points.append(
-                MountPoint(
-                    type="bind",
-                    source=item.source,
-                    destination=item.destination,
-                    mode=item.mode,
-                    rw=not item.read_only,
-                    propagation=item.propagation,
-                )
-            )
-        elif item.from_mounts:
-            writable = "ro" not in item.options
-            points.append(MountPoint(type="tmpfs", destination=item.destination, rw=writable))
-    return points
+def image_mount(point: MountPoint, lowers: Sequence[str]) -> MountPoint:
+    """An image as a mount of its own; lowers are its layers, or a part of each, topmost first."""
+    if len(lowers) == 1:
+        options = ["bind", "rprivate", "ro"]
+        return point.model_copy(
+            update={"type": "bind", "source": lowers[0], "options": options, "subpath": ""}
+        )
+    options = ["ro", *(f"lowerdir+={lower}" for lower in lowers)]
+    return point.model_copy(
+        update={"type": "overlay", "source": "overlay", "options": options, "subpath": ""}
+    )
 
 
-def root_propagation(wanted: Sequence[Bind | Tmpfs]) -> str:
+def root_propagation(wanted: Sequence[MountPoint]) -> str:
     """rootfsPropagation: what a bind that is shared or a slave needs of the root; else empty."""
-    modes = {item.propagation.removeprefix("r") for item in wanted if isinstance(item, Bind)}
+    modes = {item.propagation.removeprefix("r") for item in wanted if item.type == "bind"}
     if "shared" in modes:
         return "shared"
     return "slave" if "slave" in modes else ""
@@ -73,7 +58,7 @@ def root_propagation(wanted: Sequence[Bind | Tmpfs]) -> str:
 
 def all_mounts(
     host: HostConfig,
-    wanted: Sequence[Bind | Tmpfs],
+    wanted: Sequence[MountPoint],
     *,
     files: Files | None,
     init: str,

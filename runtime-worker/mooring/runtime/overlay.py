@@ -62,14 +62,19 @@ class View:
 
     def entry(self, path: str) -> int | None:
         """What is at a path, following no link, as an O_PATH descriptor of this view; or None."""
+        entries = self.merged(path)
+        return entries[0] if entries else None
+
+    def merged(self, path: str) -> tuple[int, ...]:
+        """The same with all directories that are merged at the path, topmost first; or nothing."""
         entries = self._root
         for name in filter(None, path.split("/")):
             if not stat.S_ISDIR(os.fstat(entries[0]).st_mode):
-                return None
+                return ()
             entries = self._lookup(entries, name)
             if not entries:
-                return None
-        return entries[0]
+                return ()
+        return entries
 
     def _find(self, path: str) -> int | None:
         """The O_PATH descriptor of a regular file."""

@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -53,6 +53,8 @@ class Reaper:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reaper")
         self._finishing: dict[tuple[str, int], float] = {}
         self._wake = asyncio.Event()
+        self.on_over: list[Callable[[str], Awaitable[None]]] = []
+        """Called with the holder, `<id>.<run>`, of each run that is found to be over."""
         self._emptier = trash.Emptier(layout.run_trash, layout.trash)
 
     # --- used by commands ---
@@ -202,6 +204,8 @@ class Reaper:
             return
         del self._finishing[id_, run]
         self._runs.forget(id_, run)
+        for release in self.on_over:
+            await release(f"{id_}.{run}")
         if found is None:
             return
         trash.discard(found.directory, self._layout.run_trash)

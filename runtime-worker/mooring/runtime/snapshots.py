@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from mooring.kit.errors import EngineError
+from mooring.kit.errors import EngineError, NotFound
 from mooring.kit.models.image import ImageRecord
 
 from .images import initlayer
 from .images.store import ImageStore
-from .overlay import Overlay
+from .overlay import Overlay, View
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,22 @@ class Snapshots:
     def lowers(self, image: ImageRecord) -> tuple[str, ...]:
         """The directories of an image's layers, the uppermost first, below its init layer."""
         return self._base(image).lowers
+
+    def shown(self, image: ImageRecord, subpath: str) -> tuple[str, ...]:
+        """The directories, topmost first, or the file that an image is at a path.
+
+        NotFound if there is nothing. The layers of an image never change: the paths stay true.
+        """
+        lowers = self.lowers(image)
+        # Below the init layer, which is no part of the image.
+        lowers = lowers[1:] if image.layers and lowers[0].endswith("/../init") else lowers
+        if not subpath:
+            return lowers
+        with View(Overlay(lowers[1:], lowers[0], "")) as view:
+            found = view.merged(subpath)
+            if not found:
+                raise NotFound(f"cannot access path {subpath} of the image: no such file")
+            return tuple(os.readlink(f"/proc/self/fd/{fd}") for fd in found)
 
     def _base(self, image: ImageRecord) -> _Base:
         base = self._bases.get(image.id)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mooring.kit import capabilities, procpaths
-from mooring.kit.models.container import ContainerRecord, HostConfig
-from mooring.kit.mountspecs import Bind, Tmpfs
+from mooring.kit.models.container import ContainerRecord, HostConfig, MountPoint
 from mooring.kit.options import security_option
 
 from . import defaults, limits, mounts
@@ -45,7 +44,7 @@ class Surroundings:
     """Host path of the init binary for --init."""
     shm: str = ""
     """Host path of a /dev/shm that is shared with other containers."""
-    mounts: Sequence[Bind | Tmpfs] = ()
+    mounts: Sequence[MountPoint] = ()
     devices: Sequence[dict[str, Any]] = ()
     resources: dict[str, Any] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ from mooring.kit.models.base import Done, Request
 from mooring.kit.models.container import HostConfig
 from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostStart, NodeRecord
 from mooring.kit.models.update import HostUpdate
+from mooring.kit.models.volume import MeasureVolumes, PrepareVolumes, RemoveHostVolume
 from mooring.kit.process import Service
 
 from . import network_service, node, spec
@@ -41,6 +42,7 @@ from .seccomp import Seccomp
 from .snapshots import Snapshots
 from .updating import Updating
 from .users import Users
+from .volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,9 @@ async def main(settings: Settings, service: Service) -> None:
     pool.refill()
     networks.prepare()
     snapshots, seccomp = Snapshots(settings.state_dir), Seccomp(settings.run_dir)
+    volumes = Volumes(layout.volumes, snapshots.lowers, reaper.discard, environment)
+    volumes.recover(live_runs(layout, runs))
+    reaper.on_over.append(volumes.release)
     try:
         async with Bus.connect(settings, "runtime") as bus, _background(reaper):
             image_service = await images.serve(bus, settings)
@@ -121,6 +126,7 @@ async def main(settings: Settings, service: Service) -> None:
                     reaper=reaper,
                     joins=Joins(layout, runs),
                     locks=locks,
+                    volumes=volumes,
                     seccomp=seccomp.compiled,
                     size=snapshots.size,
                 )
@@ -131,6 +137,7 @@ async def main(settings: Settings, service: Service) -> None:
             await bus.serve(subject, HostUpdate, updating.update)
             rewiring = Rewiring(layout, runs, networks, locks)
             await network_service.serve(bus, settings, networks, rewiring)
+            await _serve_volumes(bus, settings, volumes)
             await service.ready()
             record = node.describe(settings)
             await _announce(bus, record)
@@ -169,6 +176,15 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
     await bus.serve(subject(subjects.RUNTIME_RESTART), HostRestart, containers.restart)
 
 
+async def _serve_volumes(bus: Bus, settings: Settings, volumes: Volumes) -> None:
+    def subject(verb: str) -> str:
+        return subjects.runtime(settings.node_id, verb)
+
+    await bus.serve(subject(subjects.RUNTIME_VOLUME_PREPARE), PrepareVolumes, volumes.prepare)
+    await bus.serve(subject(subjects.RUNTIME_VOLUME_REMOVE), RemoveHostVolume, volumes.remove)
+    await bus.serve(subject(subjects.RUNTIME_VOLUME_SIZES), MeasureVolumes, volumes.measure)
+
+
 async def _announce(bus: Bus, record: NodeRecord) -> None:
     for warning in record.warnings:
         logger.warning("%s", warning)
@@ -193,6 +209,16 @@ def child_environment(settings: Settings) -> dict[str, str]:
     if settings.faults:
         environment["MOORING_FAULTS"] = str(settings.run_dir / "faults")
     return environment
+
+
+def live_runs(layout: Layout, runs: Runs) -> list[tuple[str, str]]:
+    """Holder and directory of each run that goes on."""
+    found = []
+    for id_, run in runs:
+        known = runs.find(id_, run)
+        if known is not None and known.stage is Stage.LIVE:
+            found.append((f"{id_}.{run}", layout.run_directory(id_, run)))
+    return found
 
 
 def any_live(runs: Runs) -> bool:

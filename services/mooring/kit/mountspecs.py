@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import posixpath
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InvalidParameter, NotSupported
-from .models.container import HostConfig, Mount
+from .models.container import HostConfig, Mount, MountPoint
+from .volumespecs import ImageMount, Volume, check_name, image_mount, volume_mount
+from .volumespecs import clean as _clean
 
 PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
 _LABELS = frozenset({"z", "Z"})
 _CONSISTENCIES = frozenset({"consistent", "cached", "delegated", "default", ""})
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 
 # What mount(2) takes as a flag; all else of a tmpfs's options is data and must be one of these.
 _TMPFS_FLAGS = frozenset(
@@ -77,9 +76,7 @@ class Tmpfs:
     from_mounts: bool = False
 
 
-def _clean(path: str) -> str:
-    # posixpath.normpath keeps a leading double slash.
-    return "/" + posixpath.normpath(path).lstrip("/")
+Wanted = Bind | Tmpfs | Volume | ImageMount
 
 
 def _invalid(spec: str, reason: str = "") -> InvalidParameter:
@@ -119,39 +116,44 @@ def _destination(spec: str, path: str, type_: str) -> str:
     return _clean(path)
 
 
-def bind(spec: str) -> Bind:
-    """One element of HostConfig.Binds, `source:destination[:options]`."""
+def bind(spec: str) -> Bind | Volume:
+    """One element of HostConfig.Binds, `source:destination[:options]` or only a destination."""
     parts = spec.split(":")
     if any(not part for part in parts) or len(parts) > 3:
         raise _invalid(spec)
     if len(parts) == 1:
-        raise NotSupported(f"volumes are not supported yet: {spec}")
+        return Volume(_destination(spec, spec, "volume"))
     if len(parts) == 2 and _valid_mode(parts[1]):
         raise _invalid(spec)
     source, target = parts[0], parts[1]
     mode = parts[2] if len(parts) == 3 else ""
     if mode and not _valid_mode(mode):
         raise InvalidParameter(f"invalid mode: {mode}")
-    if not source.startswith("/"):
-        _destination(spec, target, "volume")
-        if not _VOLUME_NAME.match(source):
-            raise InvalidParameter(
-                f'create {source}: "{source}" includes invalid characters for a local volume name,'
-                ' only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host'
-                " directory, use absolute path"
-            )
-        raise NotSupported(f"volumes are not supported yet: {spec}")
     options = mode.split(",") if mode else []
+    propagation = next((option for option in options if option in PROPAGATIONS), "")
+    if not source.startswith("/"):
+        destination = _destination(spec, target, "volume")
+        check_name(source)
+        if propagation:
+            reason = 'invalid mount config for type "volume": field BindOptions'
+            raise _invalid(spec, f"{reason} must not be specified")
+        return Volume(
+            destination=destination,
+            name=source,
+            mode=mode,
+            read_only="ro" in options,
+            nocopy="nocopy" in options,
+        )
     if "nocopy" in options:
         raise _invalid(
-            spec, 'invalid mount config for type "bind": field VolumeOptions is not used'
+            spec, 'invalid mount config for type "bind": field VolumeOptions must not be specified'
         )
     return Bind(
         source=_clean(source),
         destination=_destination(spec, target, "bind"),
         mode=mode,
         read_only="ro" in options,
-        propagation=next((option for option in options if option in PROPAGATIONS), "rprivate"),
+        propagation=propagation or "rprivate",
     )
 
 
@@ -248,7 +250,7 @@ def _tmpfs_mount(mount: Mount) -> Tmpfs:
     return Tmpfs(_clean(mount.target), tuple(flags), from_mounts=True)
 
 
-def mount(value: Mount) -> Bind | Tmpfs:
+def mount(value: Mount) -> Wanted:
     """One element of HostConfig.Mounts."""
     if not value.target:
         raise InvalidParameter(
@@ -271,14 +273,25 @@ def mount(value: Mount) -> Bind | Tmpfs:
             return _bind_mount(value)
         case "tmpfs":
             return _tmpfs_mount(value)
-        case "volume" | "npipe" | "cluster" | "image":
+        case "volume":
+            return volume_mount(value)
+        case "image":
+            return image_mount(value)
+        case "npipe" | "cluster":
             raise NotSupported(f"mounts of type {value.type} are not supported yet: {value.target}")
-    raise InvalidParameter(f'mount type unknown: "{value.type}"')
+    raise InvalidParameter(f'invalid mount config for type "{value.type}": mount type unknown')
 
 
-def all_mounts(host: HostConfig, volumes: Iterable[str] = ()) -> list[Bind | Tmpfs]:
-    """Every mount a container asks for, parents before children; no destination twice."""
-    wanted: list[Bind | Tmpfs] = [bind(spec) for spec in host.binds or []]
+def all_mounts(host: HostConfig, volumes: Iterable[str] = ()) -> list[Wanted]:
+    """Every mount a container asks for, parents before children; no destination twice.
+
+    volumes: what Config.Volumes declares; it gives way to whatever else is mounted there.
+    """
+    wanted: list[Wanted] = []
+    for spec in host.binds or []:
+        given = bind(spec)
+        driver = host.volume_driver
+        wanted.append(replace(given, driver=driver) if isinstance(given, Volume) else given)
     wanted += [mount(value) for value in host.mounts or []]
     wanted += [tmpfs(path, options) for path, options in (host.tmpfs or {}).items()]
     taken = set()
@@ -286,9 +299,53 @@ def all_mounts(host: HostConfig, volumes: Iterable[str] = ()) -> list[Bind | Tmp
         if item.destination in taken:
             raise InvalidParameter(f"Duplicate mount point: {item.destination}")
         taken.add(item.destination)
-    # A volume that an image declares gives way to whatever the user mounts there.
     for path in volumes:
-        if _clean(path) not in taken:
-            raise NotSupported(f"volumes are not supported yet: {path}")
+        if not path.startswith("/"):
+            raise InvalidParameter(
+                f"invalid volume specification: '{path}': invalid mount path: '{path}'"
+                " mount path must be absolute"
+            )
+        destination = _destination(path, path, "volume")
+        if destination not in taken:
+            taken.add(destination)
+            wanted.append(Volume(destination, driver=host.volume_driver))
     wanted.sort(key=lambda item: item.destination.count("/"))
     return wanted
+
+
+def volumes_from(spec: str) -> tuple[str, str]:
+    """The container and the mode (or an empty string) of one element of VolumesFrom."""
+    if not spec:
+        raise InvalidParameter("volumes-from specification cannot be an empty string")
+    container, _, mode = spec.partition(":")
+    if ":" in spec:
+        options = set(mode.split(","))
+        if not _valid_mode(mode) or options & PROPAGATIONS or "nocopy" in options:
+            raise InvalidParameter(f"invalid mode: {mode}")
+    return container, mode
+
+
+def point(wanted: Bind | Tmpfs) -> MountPoint:
+    """A bind or tmpfs as the record keeps it, with what the OCI runtime is told."""
+    if isinstance(wanted, Tmpfs):
+        return MountPoint(
+            type="tmpfs",
+            destination=wanted.destination,
+            rw="ro" not in wanted.options,
+            hidden=not wanted.from_mounts,
+            options=list(wanted.options),
+        )
+    options = ["rbind" if wanted.recursive else "bind", wanted.propagation]
+    if wanted.read_only:
+        # Docker makes submounts read-only too; `rro` is OCI's word for that.
+        options.append("rro" if wanted.recursive and wanted.read_only_recursive else "ro")
+    return MountPoint(
+        type="bind",
+        source=wanted.source,
+        destination=wanted.destination,
+        mode=wanted.mode,
+        rw=not wanted.read_only,
+        propagation=wanted.propagation,
+        options=options,
+        create_source=wanted.create_source,
+    )

@@ -122,12 +122,9 @@ def _unsupported(host: HostConfig) -> None:
         raise InvalidParameter(f"invalid user namespace mode: {host.userns_mode}")
     if host.cgroup:
         raise InvalidParameter(f"invalid cgroup spec: {host.cgroup}")
-    if host.volume_driver not in ("", "local"):
-        raise NotSupported(f"volume drivers are not supported yet: {host.volume_driver}")
     for option, value in (
         ("DeviceRequests", host.device_requests),
         ("StorageOpt", host.storage_opt),
-        ("VolumesFrom", host.volumes_from),
         ("CpuRealtimePeriod", host.cpu_realtime_period),
         ("CpuRealtimeRuntime", host.cpu_realtime_runtime),
     ):

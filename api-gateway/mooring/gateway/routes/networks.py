@@ -1,4 +1,4 @@
-"""Networks; and volumes and plugins, of which there are none."""
+"""Networks; and plugins, of which there are none."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ from mooring.kit.models.network import (
 )
 
 _PRUNE_FILTERS = frozenset({"until", "label", "label!"})
-_VOLUME_FILTERS = frozenset({"dangling", "driver", "label", "name"})
 _PLUGIN_FILTERS = frozenset({"capability", "enabled"})
 _SLOW = 600.0
 """Seconds for a prune of many."""
 
 
 class NetworkRoutes:
-    """The section of networks, and what can be said of volumes and plugins without any."""
+    """The section of networks, and what can be said of plugins without any."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -50,8 +49,6 @@ class NetworkRoutes:
             Route("POST", "/networks/{id}/connect", Kind.PLAIN, self.connect),
             Route("POST", "/networks/{id}/disconnect", Kind.PLAIN, self.disconnect),
             Route("DELETE", "/networks/{id}", Kind.PLAIN, self.remove),
-            Route("GET", "/volumes", Kind.INSTANT, self.volumes),
-            Route("GET", "/volumes/{name}", Kind.INSTANT, self.volume),
             Route("GET", "/plugins", Kind.INSTANT, self.plugins),
         ]
 
@@ -126,15 +123,6 @@ class NetworkRoutes:
         )
         await engine.networks.mirror.reached(pruned.revision)
         return json_reply({"NetworksDeleted": pruned.deleted or None})
-
-    def volumes(self, request: Request) -> Reply:
-        """None yet."""
-        query.filters(request, _VOLUME_FILTERS)
-        return json_reply({"Volumes": [], "Warnings": []})
-
-    def volume(self, request: Request) -> Reply:
-        """None yet."""
-        raise NotFound(f"get {request.name}: no such volume")
 
     def plugins(self, request: Request) -> Reply:
         """None."""

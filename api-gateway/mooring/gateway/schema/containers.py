@@ -84,7 +84,7 @@ def summary(record: ContainerRecord, image: str) -> dict[str, Any]:
         "State": shown_state(record),
         "HostConfig": _summary_host_config(record),
         "NetworkSettings": {"Networks": _networks(record)},
-        "Mounts": [_mount(mount) for mount in record.mounts],
+        "Mounts": [_mount(mount) for mount in record.mounts if not mount.hidden],
     }
 
 
@@ -142,7 +142,7 @@ def inspect(
                 "WorkDir": f"{directory}/work",
             },
         },
-        "Mounts": [_mount(mount) for mount in record.mounts],
+        "Mounts": [_mount(mount) for mount in record.mounts if not mount.hidden],
         "Config": _config(record, version),
         "NetworkSettings": _network_settings(record),
     }

@@ -175,8 +175,11 @@ class Start:
         source = mount.get("source") or ""
         if not source.startswith("/"):
             source = f"{self._bundle}/{source}"
+        recursive = "rbind" in (mount.get("options") or ())
         try:
-            return mountapi.clone_tree(source, recursive="rbind" in (mount.get("options") or ()))
+            if subpath := mount.get("subpath"):
+                return _below(source, subpath, recursive)
+            return mountapi.clone_tree(source, recursive=recursive)
         except OSError as error:
             raise because(f"cannot bind {source} to {mount.get('destination')}", error) from error
 
@@ -279,3 +282,18 @@ def _check_supported(linux: dict[str, Any]) -> None:
             raise OciError(f"linux.{key} is not supported")
     if linux.get("mountLabel"):
         raise OciError("linux.mountLabel is not supported")
+
+
+def _below(source: str, subpath: str, recursive: bool) -> int:
+    """A part of a volume: a container may have put links there, which must not lead out of it."""
+    from .linux import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
+
+    top = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = openat2(top, subpath, os.O_PATH, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(top)
+    try:
+        return mountapi.clone_tree("", recursive=recursive, directory=found)
+    finally:
+        os.close(found)

@@ -195,7 +195,7 @@ class State(StrEnum):
 
 
 class MountPoint(Model):
-    """One mount as `docker inspect` shows it."""
+    """One mount of a container: what `docker inspect` shows, and what its host needs besides."""
 
     type: str = "bind"
     name: str = ""
@@ -205,6 +205,18 @@ class MountPoint(Model):
     mode: str = ""
     rw: bool = True
     propagation: str = ""
+
+    options: list[str] = []
+    """As the OCI runtime takes them."""
+    hidden: bool = False
+    """Not shown by inspect: `--tmpfs`."""
+    create_source: bool = True
+    """A missing source of a bind is made."""
+    anonymous: bool = False
+    """A volume that nobody named: it goes with its container if that is asked for."""
+    nocopy: bool = False
+    subpath: str = ""
+    image_id: str = ""
 
 
 class HealthResult(Model):
@@ -276,6 +288,10 @@ class ContainerRecord(Model):
     """The KV revision of the name's claim, to give it back with one compare-and-set."""
     stop_signal: int = 0
     """While stopping: the signal that was asked for."""
+    remove_volumes: bool = False
+    """When it is removed, its anonymous volumes go as well."""
+    drop_volumes: list[str] = []
+    """In a tombstone: the volumes that are to go."""
     restart_wanted: bool = False
     """A `restart` is under way: once it has exited it is started again, by whoever notices."""
 

@@ -43,6 +43,8 @@ class HostStart(Request):
     run: int
     peers: dict[str, str] = {}
     """The full id of each container that a mode such as `container:web` names."""
+    images: list[ImageRecord] = []
+    """Those that are mounted in it (`--mount type=image`)."""
 
 
 class HostStarted(Done):

@@ -1,0 +1,1 @@
+"""Files of containers as tar streams: what docker cp reads and writes."""
