@@ -236,6 +236,11 @@ class Engine:
 
         return load({"state_dir": self.state, "run_dir": self.run}, environ={}).instance
 
+    def cgroups(self) -> list[Path]:
+        """What there is of this engine's own cgroup: nothing, after its last container."""
+        root = Path("/sys/fs/cgroup")
+        return [path for path in (root, *root.iterdir()) if (path / self.instance).is_dir()]
+
     def processes(self) -> list[str]:
         """Processes of this engine that are still there."""
         found = []
@@ -266,7 +271,7 @@ def engine(*args: str, **env: str) -> Iterator[Engine]:
             made.remove_all()
             until("containers are cleared away", lambda: not made.leftovers())
         made.down("--containers")
-        left = until_gone(made)
+        left = until_gone(made) + [str(path) for path in made.cgroups()]
         shutil.rmtree(folder, ignore_errors=True)
     assert not left, f"left behind: {left}"
 

@@ -150,7 +150,7 @@ async def test_what_nobody_has_published_yet_stays(layout: Layout, reaper: Reape
             await asyncio.sleep(0.01)
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-    await reaper.close()
+    await reaper.close(last=False)
     assert os.listdir(layout.run_trash) == []
 
 
@@ -161,7 +161,7 @@ async def test_recovery_undoes_what_is_half_made_and_finishes_what_was_removed(
     Path(layout.container(ID)).mkdir()
     reaper.mark_removed(ID)
     await reaper.recover()
-    await reaper.close()
+    await reaper.close(last=False)
     assert not list(Path(layout.shims).glob("[!.]*"))
     for directory in (layout.containers, layout.trash, layout.run_trash):
         assert os.listdir(directory) == []

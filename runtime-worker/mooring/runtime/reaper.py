@@ -192,9 +192,12 @@ class Reaper:
                 next_round = time.monotonic() + ROUND
                 self._look_around()
 
-    async def close(self) -> None:
-        """Delete what is discarded."""
+    async def close(self, *, last: bool) -> None:
+        """Delete what is discarded; after the `last` container the cgroup of all of them, too."""
         await self._emptier.close()
+        # One that systemd made is systemd's to remove.
+        if last and ".slice" not in self._cgroup_root:
+            await self.in_thread(self._remove_cgroup, self._cgroup_root)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
     async def _try_finish(self, id_: str, run: int) -> None:

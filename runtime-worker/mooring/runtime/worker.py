@@ -149,9 +149,10 @@ async def main(settings: Settings, service: Service) -> None:
     finally:
         await pool.close()
         launcher.close()
-        await networks.close(remove=not any_live(runs))
+        last = not any_live(runs)
+        await networks.close(remove=last)
         factory.close()
-        await reaper.close()
+        await reaper.close(last=last)
 
 
 async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:

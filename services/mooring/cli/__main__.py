@@ -7,8 +7,8 @@ import typer
 from . import containers, engine, host
 
 
-def main() -> None:
-    """Run the command line."""
+def command_line() -> typer.Typer:
+    """Every command."""
     app = typer.Typer(
         name="mooring",
         help="A container engine that speaks the Docker Engine API.",
@@ -19,7 +19,12 @@ def main() -> None:
     engine.register(app)
     host.register(app)
     containers.register(app)
-    app(prog_name="mooring")
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    command_line()(prog_name="mooring")
 
 
 if __name__ == "__main__":

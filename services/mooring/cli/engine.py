@@ -22,11 +22,11 @@ from .words import duration
 console = Console()
 errors = Console(stderr=True)
 
-StateDir = Annotated[Path | None, typer.Option(help="what survives a reboot [/var/lib/mooring]")]
-RunDir = Annotated[Path | None, typer.Option(help="sockets and run directories [/run/mooring]")]
+StateDir = Annotated[Path | None, typer.Option(help="what survives a reboot (/var/lib/mooring)")]
+RunDir = Annotated[Path | None, typer.Option(help="sockets and run directories (/run/mooring)")]
 Hosts = Annotated[
     list[str] | None,
-    typer.Option("--host", help="where the API listens [unix://RUN_DIR/docker.sock]"),
+    typer.Option("--host", help="where the API listens (unix://RUN_DIR/docker.sock)"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 

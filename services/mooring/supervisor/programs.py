@@ -92,7 +92,7 @@ def become(
         # Its own group: a Ctrl-C at our terminal reaches us alone, and we stop it in order.
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         for name in [name for name in os.environ if name.startswith("MOORING_")]:
             del os.environ[name]

@@ -21,7 +21,7 @@ from typing import Any
 from mooring.kit import listening
 from mooring.kit.config import Settings
 
-from . import leftovers, notify, rundir
+from . import leftovers, notify, orphans, rundir
 from .child import Child, State, start_time
 from .programs import programs
 
@@ -142,12 +142,15 @@ class Supervisor:
             self._cleanup.enter_context(end)
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         self._cleanup.callback(signal.set_wakeup_fd, -1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        orphans.adopt()
         self._watch(reading, lambda: self._signalled(reading))
 
     def _signalled(self, reading: socket.socket) -> None:
         numbers = reading.recv(256)
+        if signal.SIGCHLD in numbers:
+            orphans.bury({child.pid for child in self._children})
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             logger.info("stopping the services; containers go on")
             self._stopping = True
