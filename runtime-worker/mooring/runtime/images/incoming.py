@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from .compress import Compression, detect
+from .store import begin_writeback
 from .unpack import BadArchive, Job, Limits, Unpacked, Unpacking, start
 
 _AT_ONCE = 2 + (os.cpu_count() or 1)
+_FLUSH = 16 << 20
+"""Bytes of a file that are given to the disk while more arrives: then little is left to sync."""
 _MAGIC = 257
 """Where a tar header has `ustar`."""
 STORED_AS = (Compression.NONE, Compression.GZIP, Compression.ZSTD)
@@ -57,7 +60,7 @@ class Incoming:
 
         layer: whether it is one; None: by its first bytes.
         """
-        digest, size = hashlib.sha256(), 0
+        digest, size, flushed = hashlib.sha256(), 0, 0
         child: Unpacking | None = None
         with open(path, "wb", buffering=0) as file:
             while piece := pieces():
@@ -71,6 +74,9 @@ class Incoming:
                     view = view[os.write(file.fileno(), view) :]
                 if child is not None:
                     child.grown(size)
+                if size - flushed >= _FLUSH:
+                    begin_writeback(file.fileno(), flushed, size - flushed)
+                    flushed = size
         if child is None:
             return Blob(path, f"sha256:{digest.hexdigest()}", size)
         child.end()
@@ -119,7 +125,8 @@ class Incoming:
         self, path: Path, compression: Compression, digest: str = "", *, trusted: bool = False
     ) -> Job:
         self._serial += 1
-        target = self._job / f"layer-{self._serial}"
+        # ext4 chooses the place of a directory by its name, see store.spread.
+        target = self._job / f"layer-{self._serial}-{os.urandom(6).hex()}"
         stored = compression in STORED_AS
         return Job(
             blob=str(path),

@@ -11,8 +11,10 @@ It imports little outside the standard library (isal and zstandard), and ends wi
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +28,9 @@ from .rootfs import ImportOptions, import_rootfs, receive_rootfs
 from .store import ImageStore
 from .unpack import BadArchive, Limits, end_with
 
+_PIPE_SIZE = 1 << 20
+"""Bytes; with the usual 64 KiB worker and loader would wake each other all the time."""
+
 
 def main() -> None:
     """`loader DIRECTORY`: the job's directory, with the job.json that service.py writes."""
@@ -33,6 +38,8 @@ def main() -> None:
     job: dict[str, Any] = json.loads((directory / "job.json").read_bytes())
     end_with(job["parent"])
     prepare()
+    with suppress(OSError):
+        fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     try:
         images = _run(job, directory)
         answer: dict[str, Any] = {"images": [asdict(image) for image in images]}

@@ -24,6 +24,8 @@ _UNSETTLED = "unsettled"
 """In a layer's directory, with the id of the boot it was made in, until it is on disk."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
 _GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
 _TOPDIR = 0x20000
 
@@ -218,8 +220,7 @@ class ImageStore:
         (built / "layer.json").write_text(json.dumps(asdict(info)))
         (built / _UNSETTLED).write_text(_boot_id())
         old, new = os.fsencode(self.layer(info.chain_id)), os.fsencode(built)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.renameat2(_AT_FDCWD, new, _AT_FDCWD, old, _RENAME_EXCHANGE) < 0:
+        if _libc.renameat2(_AT_FDCWD, new, _AT_FDCWD, old, _RENAME_EXCHANGE) < 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), str(built))
 
@@ -239,7 +240,7 @@ class ImageStore:
 
 
 def spread(directory: Path) -> None:
-    """Have ext4 put each new directory in this one where there is room, not beside the last one.
+    """Have ext4 put each new directory in this one where there is room, by the hash of its name.
 
     Where many files were deleted lately, making one takes ext4 up to ten times as long: without a
     journal it looks at every inode that was in use within the last minutes.
@@ -253,6 +254,11 @@ def spread(directory: Path) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def begin_writeback(fd: int, offset: int, count: int) -> None:
+    """sync_file_range(2): have the kernel begin to write those bytes to disk; waits for nothing."""
+    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(count), _SYNC_FILE_RANGE_WRITE)
 
 
 def _boot_id() -> str:

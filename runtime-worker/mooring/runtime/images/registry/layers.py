@@ -127,7 +127,9 @@ class Layers:
             fetching.add_done_callback(lambda task: begun.set())
             await begun.wait()
             async with self._unpacking:
-                built = self._places.job / f"layer-{next(self._serial)}"
+                # ext4 chooses the place of a directory by its name, see store.spread.
+                name = f"layer-{next(self._serial)}-{os.urandom(6).hex()}"
+                built = self._places.job / name
                 job = Job(
                     blob=str(download.path),
                     target=str(built),
