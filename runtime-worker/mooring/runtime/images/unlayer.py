@@ -101,7 +101,8 @@ def _unlayer(job: Job, source: Growing, answers: int) -> dict[str, object]:
         start, read = peek(blob.read)
         compression = detect(start) if job.compression == "auto" else Compression(job.compression)
         tar = _Tar(decompressed(read, compression), compression, job, plain, blob)
-        # Whatever module this needs is loaded by now: the root directory changes.
+        # No module can be loaded once the root directory has changed.
+        prepare()
         os.chroot(f"{job.target}/fs")
         os.chdir("/")
         os.umask(0)
