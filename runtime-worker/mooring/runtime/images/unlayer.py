@@ -94,6 +94,8 @@ def _follow(growth: int, source: Growing) -> None:
 
 
 def _unlayer(job: Job, source: Growing, answers: int) -> dict[str, object]:
+    # No module can be loaded once the root directory has changed, in whichever thread.
+    prepare()
     os.makedirs(f"{job.target}/fs", 0o755)
     with ExitStack() as files:
         plain = files.enter_context(open(job.plain, "xb", buffering=0)) if job.plain else None
@@ -101,8 +103,6 @@ def _unlayer(job: Job, source: Growing, answers: int) -> dict[str, object]:
         start, read = peek(blob.read)
         compression = detect(start) if job.compression == "auto" else Compression(job.compression)
         tar = _Tar(decompressed(read, compression), compression, job, plain, blob)
-        # No module can be loaded once the root directory has changed.
-        prepare()
         os.chroot(f"{job.target}/fs")
         os.chdir("/")
         os.umask(0)
