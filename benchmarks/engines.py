@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,10 @@ class Engine:
     def pids(self) -> list[int]:
         """The engine's own processes: those whose command line or name says so."""
         raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL all services at once; NotImplementedError where nothing starts them again."""
+        raise NotImplementedError(f"nothing here starts {self.name} again")
 
     def create(self, command: list[str], network: str = "bridge", **config: Any) -> str:
         body = {
@@ -130,6 +135,12 @@ class Mooring(Engine):
         roots = {listed["pid"], *(item["pid"] for item in listed["services"])}
         containers = _descend(set(_shims(self.folder, "init_pid")))
         return sorted((_descend(roots) | set(_shims(self.folder, "shim_pid"))) - containers)
+
+    def kill(self) -> None:
+        """Gateway, lifecycle manager, runtime worker, agent and NATS; their supervisor stays."""
+        listed = json.loads((self.folder / "run" / "supervisor.json").read_text())
+        for item in listed["services"]:
+            os.kill(item["pid"], signal.SIGKILL)
 
 
 def _shims(folder: Path, what: str) -> list[int]:

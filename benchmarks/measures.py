@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .engines import API, IMAGE, Engine
 from .memory import cpu, pss
-from .wire import READ
+from .wire import READ, Refused
 
 Found = Iterator[tuple[str, float]]
 clock = time.perf_counter
@@ -258,6 +258,54 @@ def _rest(data: bytes) -> int:
     return int(lower[mark + 15 :].split(b"\r\n", 1)[0]) - len(body)
 
 
+def recovery(engine: Engine, scale: int) -> Found:
+    """All services killed at once with 100 idle containers: until the API lists them, and until
+    another one has been started and has ended. s."""
+    containers = {engine.run(IDLE) for _ in range(100)}
+    before, samples, starts, alive = _pids(engine, containers), [], [], []
+    for _ in range(2 * scale + 1):
+        engine.kill()
+        began = clock()
+        while _running(engine) != containers:
+            time.sleep(0.005)
+        samples.append(clock() - began)
+        while not _works(engine):
+            time.sleep(0.005)
+        starts.append(clock() - began)
+        alive.append(sum(a == b for a, b in zip(before, _pids(engine, containers), strict=True)))
+        # A service that is killed as soon as it is ready is taken for one that can't start.
+        time.sleep(2)
+    yield "services killed, 100 containers: API back (s)", statistics.median(samples)
+    yield "services killed, 100 containers: another one has run (s)", statistics.median(starts)
+    yield "services killed, 100 containers: alive", float(min(alive))
+    for container in containers:
+        engine.remove(container)
+
+
+def _running(engine: Engine) -> set[str]:
+    try:
+        return {item["Id"] for item in engine.wire.json("GET", f"{API}/containers/json")}
+    except (OSError, ValueError, Refused):
+        engine.wire.close()
+        return set()
+
+
+def _works(engine: Engine) -> bool:
+    try:
+        container = engine.run(["true"])
+        engine.wait(container)
+        engine.remove(container)
+    except (OSError, ValueError, Refused):
+        engine.wire.close()
+        return False
+    return True
+
+
+def _pids(engine: Engine, containers: set[str]) -> list[int]:
+    paths = (f"{API}/containers/{container}/json" for container in sorted(containers))
+    return [int(engine.wire.json("GET", path)["State"]["Pid"]) for path in paths]
+
+
 ALL = {
     "start": start,
     "command": command,
@@ -266,4 +314,5 @@ ALL = {
     "throughput": throughput,
     "logs": logs,
     "density": density,
+    "recovery": recovery,
 }
