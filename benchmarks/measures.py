@@ -306,12 +306,52 @@ def _pids(engine: Engine, containers: set[str]) -> list[int]:
     return [int(engine.wire.json("GET", path)["State"]["Pid"]) for path in paths]
 
 
+def networks(engine: Engine, scale: int) -> Found:
+    """A network of one's own: made and removed, one start on it, 100 containers 16 at once."""
+    makes, removals = [], []
+    for turn in range(5 * scale):
+        began = clock()
+        made = engine.wire.json("POST", f"{API}/networks/create", {"Name": f"bench{turn}"})["Id"]
+        makes.append(clock() - began)
+        began = clock()
+        engine.wire.call("DELETE", f"{API}/networks/{made}")
+        removals.append(clock() - began)
+    yield "network create (ms)", _median_ms(makes)
+    yield "network remove (ms)", _median_ms(removals)
+    made = engine.wire.json("POST", f"{API}/networks/create", {"Name": "bench"})["Id"]
+    firsts = [_one_start(engine, "bench")[0] for _ in range(10 * scale + 2)]
+    yield "start to output, own network (ms)", _median_ms(firsts[2:])
+    local = threading.local()
+
+    def one(_: int) -> str:
+        if not hasattr(local, "engine"):
+            local.engine = engine.another()
+        return str(local.engine.run(IDLE, "bench"))
+
+    with ThreadPoolExecutor(16) as pool:
+        began = clock()
+        containers = list(pool.map(one, range(100)))
+        seconds = clock() - began
+    yield "containers/s, own network, 100 with 16 at once", 100 / seconds
+    connects = []
+    for container in containers[:5]:
+        body = {"Container": container}
+        began = clock()
+        engine.wire.call("POST", f"{API}/networks/bridge/connect", body)
+        connects.append(clock() - began)
+    yield "network connect (ms)", _median_ms(connects)
+    for container in containers:
+        engine.remove(container)
+    engine.wire.call("DELETE", f"{API}/networks/{made}")
+
+
 ALL = {
     "start": start,
     "command": command,
     "exec": execs,
     "stop": stop,
     "throughput": throughput,
+    "networks": networks,
     "logs": logs,
     "density": density,
     "recovery": recovery,

@@ -388,6 +388,27 @@ def test_an_endpoint_has_the_sysctls_and_the_name_it_asked_for(docker: Engine) -
     assert out.split() == ["lo", "web0", "1"]
 
 
+def test_a_link_names_a_container_of_the_default_bridge(docker: Engine) -> None:
+    made = sleeper(docker, "db")
+    sleeper(docker, "web", "--link", "db:store")
+    address = endpoints(docker, "db")["bridge"]["IPAddress"]
+    assert f"{address}\tstore {made[:12]} db" in docker.out("exec", "web", "cat", "/etc/hosts")
+    assert reaches(docker, "web", "store")
+    assert docker.inspect("web")["HostConfig"]["Links"] == ["/db:/web/store"]
+    docker.docker("stop", "-t", "0", "db", "web")
+    done = docker.docker("start", "web", check=False)
+    assert "Cannot link to a non running container: /db AS /web/store" in done.stderr
+    done = docker.docker("run", "--link", "nope", "bb", check=False)
+    assert "could not get container for nope: No such container: nope" in done.stderr
+
+
+def test_a_link_on_a_network_of_ones_own_is_a_private_name(docker: Engine) -> None:
+    docker.docker("network", "create", "mine")
+    sleeper(docker, "db", "--network", "mine")
+    sleeper(docker, "web", "--network", "mine", "--link", "db:store")
+    assert endpoints(docker, "web")["mine"]["Links"] == ["db:store"]
+
+
 def test_macvlan_gives_a_container_a_place_on_the_parents_wire(docker: Engine) -> None:
     parent = f"mt{os.getpid()}a"
     peer = f"mt{os.getpid()}b"

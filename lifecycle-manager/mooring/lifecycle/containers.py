@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from mooring.kit import faults, options
-from mooring.kit.endpoints import mode_network
+from mooring.kit.endpoints import PREDEFINED, mode_network, parse_link
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
@@ -164,6 +164,17 @@ class ContainerHandlers:
             found[self._network_name(mode)] = EndpointSettings()
         for name, settings in given.items():
             found[self._network_name(mode_network(name) or name)] = settings
+        for link in host.links or []:
+            target, _ = parse_link(link)
+            if self._engine.by_name.get(target) is None and self._only_match(target) is None:
+                # Not NotFound: clients take that for a missing image, and pull.
+                raise InvalidParameter(
+                    f"could not get container for {target}: No such container: {target}"
+                )
+        first = next(iter(found), "bridge")
+        if host.links and first not in PREDEFINED and not found[first].links:
+            # On a network of the user's a link is a name that only this container knows.
+            found[first] = found[first].model_copy(update={"links": host.links})
         return found
 
     def _network_name(self, text: str) -> str:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 
 from mooring.kit import faults, signals
+from mooring.kit.endpoints import parse_link
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound, NotModified, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
@@ -82,6 +83,7 @@ class RunningHandlers:
                     image=image,
                     run=run,
                     images=await self._mounted_images(record),
+                    peers=self._linked(record),
                 ),
             )
             message, exit_code = host.error, host.exit_code
@@ -112,6 +114,16 @@ class RunningHandlers:
             except NotFound:
                 raise NotFound(f"No such image: {source}") from None
         return images
+
+    def _linked(self, record: ContainerRecord) -> dict[str, str]:
+        """The ids of the containers that legacy links name."""
+        found = {}
+        for link in record.host_config.links or ():
+            name, _ = parse_link(link)
+            key = self._engine.by_name.get(name)
+            if key is not None:
+                found[name] = key
+        return found
 
     async def _image_of(self, record: ContainerRecord) -> ImageRecord:
         try:

@@ -187,6 +187,8 @@ class Bundles:
                 hostname=hostname,
                 domainname=record.config.domainname,
             )
+            for address, names in joined.links:
+                hosts = files.hosts_with(hosts, [address], names)
             resolv = files.resolv(
                 self._names.resolv(shared=sandbox.host_files),
                 servers=host.dns or (),

@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mooring.kit import endpoints
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.container import ContainerRecord
 from mooring.kit.options import container_of
 
 from .layout import Layout
-from .runs import Run, Runs
+from .runs import Run, Runs, read_state
 from .spec import OWN
 
 
@@ -24,6 +25,8 @@ class Joined:
     uts: str | None
     shm: str
     network_of: Run | None
+    links: tuple[tuple[str, str], ...] = ()
+    """Addresses and names of the containers that legacy links name (`--link`)."""
 
 
 class Joins:
@@ -51,7 +54,26 @@ class Joins:
             uts=uts,
             shm=shm,
             network_of=self._live(network, peers, "network") if network else None,
+            links=self._links(record, peers),
         )
+
+    def _links(
+        self, record: ContainerRecord, peers: Mapping[str, str]
+    ) -> tuple[tuple[str, str], ...]:
+        if endpoints.mode_network(record.host_config.network_mode) != "bridge":
+            return ()
+        found = []
+        for text in record.host_config.links or ():
+            name, alias = endpoints.parse_link(text)
+            run = self._runs.live(peers.get(name) or self._by_prefix(name))
+            point = read_state(run.directory).endpoints.get("bridge") if run else None
+            if run is None or point is None:
+                raise Conflict(
+                    f"Cannot link to a non running container: /{name} AS /{record.name}/{alias}"
+                )
+            names = dict.fromkeys([alias, run.id[:12], name])
+            found.append((point.ip_address, " ".join(names)))
+        return tuple(found)
 
     def shared_shm(self, id_: str) -> str:
         """Where the /dev/shm of a container with shareable IPC is mounted on the host."""

@@ -23,7 +23,7 @@ from . import files
 from .bundle import replace
 from .layout import Layout
 from .locks import KeyedLocks
-from .runs import NETWORK, Run, Runs, Stage
+from .runs import NETWORK, Run, Runs, Stage, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -116,25 +116,6 @@ class Rewiring:
                 networking[network] = settings
             command.record.networking = networking
             replace(path, command.pack())
-
-
-def read_state(directory: str) -> NetworkState:
-    """The network of a run, from its directory."""
-    try:
-        with open(f"{directory}/{NETWORK}", "rb") as file:
-            return NetworkState.unpack(file.read())
-    except FileNotFoundError:
-        return NetworkState()
-
-
-def live_states(runs: Runs) -> list[NetworkState]:
-    """The networks of every run that goes on."""
-    found = []
-    for id_, number in runs:
-        run = runs.find(id_, number)
-        if run is not None and run.stage is Stage.LIVE:
-            found.append(read_state(run.directory))
-    return found
 
 
 def _edit_hosts(directory: str, edit: Callable[[str], str]) -> None:

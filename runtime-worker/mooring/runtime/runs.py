@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from mooring.kit.models.network import NetworkState
+
 EXIT, ACKNOWLEDGED = "exit.json", "exit.acked"
 NETWORK = "network.msgpack"
 
@@ -147,6 +149,25 @@ class Runs:
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter([(id_, run) for id_, runs in self._index.items() for run in sorted(runs)])
+
+
+def read_state(directory: str) -> NetworkState:
+    """The network of a run, from its directory."""
+    try:
+        with open(f"{directory}/{NETWORK}", "rb") as file:
+            return NetworkState.unpack(file.read())
+    except FileNotFoundError:
+        return NetworkState()
+
+
+def live_states(runs: Runs) -> list[NetworkState]:
+    """The networks of every run that goes on."""
+    found = []
+    for id_, number in runs:
+        run = runs.find(id_, number)
+        if run is not None and run.stage is Stage.LIVE:
+            found.append(read_state(run.directory))
+    return found
 
 
 def _json(path: str) -> dict[str, Any] | None:

@@ -35,8 +35,8 @@ from .network.bridge import Bridge, BridgeSettings
 from .oci import cgroups
 from .pool import Pool
 from .reaper import Reaper
-from .rewiring import Rewiring, live_states
-from .runs import Runs, Stage
+from .rewiring import Rewiring
+from .runs import Runs, Stage, live_states
 from .sandbox import open_networks
 from .seccomp import Seccomp
 from .snapshots import Snapshots

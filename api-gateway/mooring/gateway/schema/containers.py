@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mooring.kit import procpaths
-from mooring.kit.endpoints import predefined_id
+from mooring.kit.endpoints import parse_link, predefined_id
 from mooring.kit.models.container import (
     ContainerRecord,
     Endpoint,
@@ -201,6 +201,8 @@ def _host_config(record: ContainerRecord) -> dict[str, Any]:
     given = record.host_config
     found = given.model_dump(by_alias=True)
     found["NetworkMode"] = _network_mode(record)
+    links = [parse_link(text) for text in given.links or ()]
+    found["Links"] = [f"/{target}:/{record.name}/{alias}" for target, alias in links] or None
     found["PortBindings"] = found["PortBindings"] or {}
     found["RestartPolicy"]["Name"] = found["RestartPolicy"]["Name"] or "no"
     found["LogConfig"] = {
