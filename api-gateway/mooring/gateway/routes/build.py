@@ -30,6 +30,20 @@ from mooring.kit.streams import Uploader, download, upload
 _FILTERS = frozenset({"until", "id", "parent", "type", "description", "inuse", "shared", "private"})
 
 
+class _Out:
+    """The answer's body, whose head is sent with its first byte."""
+
+    def __init__(self, request: Request) -> None:
+        self.stream: ResponseStream | None = None
+        self._request = request
+
+    async def write(self, data: bytes) -> None:
+        """Send some of it."""
+        if self.stream is None:
+            self.stream = self._request.stream(JSON)
+        await self.stream.write(data)
+
+
 class BuildRoutes:
     """POST /build, and what else the API has about builds."""
 
@@ -75,35 +89,39 @@ class BuildRoutes:
         self, request: Request, node: str, message: StartBuild, sending: Uploader[BuildDone]
     ) -> Reply | None:
         """Pass the output on until it ends; the error of a build that said nothing is raised."""
-        engine = self._gateway.engine
-        build, options = message.build, message.options
-        finishing = asyncio.create_task(sending.finish(), name=f"build {build}")
-        stream: ResponseStream | None = None
+        out = _Out(request)
         where = subjects.builder(node, subjects.BUILDER_OUTPUT)
+        building = asyncio.ensure_future(sending.finish())
+        telling = asyncio.ensure_future(self._tell(where, message.build, out))
         try:
-            opening = BuildOutput(build=build)
-            async with download(engine.bus, where, opening, resume=_resume) as reading:
-                async for _, data in reading:
-                    stream = stream or request.stream(JSON)
-                    await stream.write(bytes(data))
-            done = await finishing
+            # A builder that died has no more to say: whoever waited for its words would wait long.
+            await asyncio.wait({building, telling}, return_when=asyncio.FIRST_COMPLETED)
+            if building.done():
+                building.result()
+            await telling
+            done = await building
         except EngineError as exc:
-            if stream is None:
+            if out.stream is None:
                 raise
-            # The builder died in the middle: this is all that can be said.
-            await stream.write(_error(exc.message))
-            stream.end()
-            return None
+            await out.write(_error(exc.message))
+        else:
+            if done.image_id:
+                views, tags = self._gateway.engine.images, message.options.tags
+                await views.until(lambda: _is_known(views, done.image_id, tags))
         finally:
-            finishing.cancel()
-            await asyncio.gather(finishing, return_exceptions=True)
-        if done.image_id:
-            image_id, tags = done.image_id, options.tags
-            await engine.images.until(lambda: _is_known(engine.images, image_id, tags))
-        if stream is None:
+            for task in (building, telling):
+                task.cancel()
+            await asyncio.gather(building, telling, return_exceptions=True)
+        if out.stream is None:
             return Reply(200, b"", JSON)
-        stream.end()
+        out.stream.end()
         return None
+
+    async def _tell(self, where: str, build: str, out: _Out) -> None:
+        bus, opening = self._gateway.engine.bus, BuildOutput(build=build)
+        async with download(bus, where, opening, resume=_resume) as reading:
+            async for _, data in reading:
+                await out.write(bytes(data))
 
     async def _cancel(self, node: str, build: str) -> None:
         subject = subjects.builder(node, subjects.BUILDER_CANCEL)

@@ -93,7 +93,7 @@ class ImageRoutes:
             raise NotSupported("the history of an image for a platform is not supported yet")
         views = self._gateway.engine.images
         image = views.find(request.name)
-        return json_reply(schema.history(image, views.tags(image.id)))
+        return json_reply(schema.history(image, views.lineage(image)))
 
     async def tag(self, request: Request) -> Reply:
         """Give an image another name."""

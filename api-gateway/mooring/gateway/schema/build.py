@@ -38,7 +38,7 @@ def build_options(request: Request) -> BuildOptions:
         raise InvalidParameter(f"invalid isolation '{request.get('isolation')}' on linux")
     return BuildOptions(
         tags=_tags(request),
-        dockerfile=request.get("dockerfile") or "Dockerfile",
+        dockerfile=request.get("dockerfile"),
         remote=request.get("remote"),
         target=request.get("target"),
         platform=request.get("platform"),

@@ -106,8 +106,11 @@ def inspect(
     return found
 
 
-def history(image: ImageRecord, tags: list[str]) -> list[dict[str, Any]]:
-    """The image's steps, newest first."""
+def history(image: ImageRecord, lineage: list[tuple[str, list[str]]]) -> list[dict[str, Any]]:
+    """The image's steps, newest first.
+
+    lineage: ids and tags of it and of those it was made upon, newest first.
+    """
     sizes = iter([layer.size for layer in image.layers])
     rows: list[dict[str, Any]] = []
     for entry in image.history:
@@ -129,7 +132,7 @@ def history(image: ImageRecord, tags: list[str]) -> list[dict[str, Any]]:
             for size in sizes
         ]  # fmt: skip
     rows.reverse()
-    if rows:
-        rows[0]["Id"] = image.id
-        rows[0]["Tags"] = tags or None
+    for row, (image_id, tags) in zip(rows, lineage, strict=False):
+        row["Id"] = image_id
+        row["Tags"] = tags or None
     return rows

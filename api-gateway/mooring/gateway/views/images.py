@@ -68,6 +68,15 @@ class ImageViews:
             if "@" in record.reference
         )
 
+    def lineage(self, image: ImageRecord) -> list[tuple[str, list[str]]]:
+        """Ids and tags of an image and of those that a build made it upon, newest first."""
+        found: list[tuple[str, list[str]]] = []
+        above: ImageRecord | None = image
+        while above is not None and len(found) <= len(image.history):
+            found.append((above.id, self.tags(above.id)))
+            above = self.get(above.parent) if above.parent else None
+        return found
+
     def tagged_ns(self, image_id: str) -> int:
         """When a reference was last pointed at the image."""
         return max((record.tagged_ns for record in self._references().get(image_id, ())), default=0)

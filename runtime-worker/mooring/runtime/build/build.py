@@ -198,10 +198,9 @@ class Build:
         wanted = platforms.parse(platform)
         found = None if self._options.pull else self._index.find(name)
         if found is None:
+            if references.is_image_id(name):
+                raise NotFound(f"No such image: {name}")
             found = await self._pull(name, platform)
-        if found is None:
-            shown = references.parse(name).tagged().familiar()
-            raise NotFound(f"No such image: {shown}")
         if platform and found.architecture != wanted.architecture:
             actual = f"linux/{found.architecture}"
             raise InvalidParameter(
@@ -210,8 +209,11 @@ class Build:
             )
         return found
 
-    async def _pull(self, name: str, platform: str) -> ImageRecord | None:
-        return self._index.find(name)
+    async def _pull(self, name: str, platform: str) -> ImageRecord:
+        from .pulling import pull
+
+        parts, auth = self._parts, self._options.registry_auth
+        return await pull(parts.bus, parts.node, self._index, name, platform, auth, self._output)
 
     # --- steps ---
 

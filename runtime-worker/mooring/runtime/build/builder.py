@@ -23,6 +23,7 @@ from mooring.kit.models.build import (
 from mooring.kit.models.container import ContainerRecord, RemoveContainer, State
 from mooring.kit.models.image import ImageRecord, ReferenceRecord
 from mooring.kit.streams import Source, Upload, serve_downloads, serve_uploads
+from mooring.runtime.images import platforms
 from mooring.runtime.images.store import ImageStore
 
 from . import intake
@@ -127,6 +128,8 @@ class Builder:
 
     async def _build(self, request: StartBuild, upload: Upload, job: Path, output: Output) -> str:
         options = request.options
+        # What is wrong with it is said before the first step, and before a context is read.
+        platforms.parse(options.platform)
         context = await intake.receive(upload, options, job, self._settings.build_max_context)
         try:
             dockerfile = intake.read_dockerfile(context, options)
@@ -155,7 +158,9 @@ class Builder:
         raise InvalidParameter(message) if known else EngineError(message)
 
     async def open_output(self, request: BuildOutput) -> tuple[Source, int]:
-        """The output of a build, which may be about to begin; NotFound."""
+        """The output of a build that has begun, or begins now; NotFound."""
+        if request.build not in self._builds and request.offset:
+            raise NotFound("the build was broken off: its builder was restarted")
         running = self._running(request.build)
         running.readers += 1
 
@@ -190,7 +195,10 @@ class Builder:
             running.watch.cancel()
 
         def look() -> None:
-            if running.readers <= 0 and running.task is not None:
+            if running.readers <= 0 and running.task is None:
+                # Over, or it was another builder's.
+                self._builds.pop(build, None)
+            elif running.readers <= 0 and running.task is not None:
                 logger.info("nobody waits for build %s any more, ending it", build)
                 running.task.cancel()
 

@@ -54,6 +54,23 @@ class ImageIndex:
                 return self.get(matching[0])
         return None
 
+    def known(self, repository: str) -> dict[str, str]:
+        """The image ids of a repository's references, by full reference."""
+        return {
+            entry.record.reference: entry.record.image_id
+            for entry in self._names.values()
+            if entry.record.reference.startswith(repository)
+        }
+
+    async def arrived(self, image_id: str, timeout: float) -> ImageRecord | None:
+        """The image, once it is on record; None if it is not in time (seconds)."""
+        key = image_id.removeprefix("sha256:")
+        try:
+            await self.mirror.until(key, lambda entry: entry is not None, timeout)
+        except TimeoutError:
+            return None
+        return self.get(image_id)
+
     def result(self, parent: str, key: str) -> ImageRecord | None:
         """What that step made of that image before; the newest."""
         known = (self.get(image_id) for image_id in self._results.get((parent, key), ()))

@@ -34,12 +34,11 @@ async def receive(
             await _remote(options, context, job, limit)
         else:
             await _uploaded(upload, context, limit)
-        context.filter(options.dockerfile, everything=bool(options.remote))
         return context
     except (TarError, CompressionError) as exc:
         context.close()
         raise InvalidParameter(f"Error processing tar file: {exc}") from exc
-    except (BadContext, BadPattern) as exc:
+    except BadContext as exc:
         context.close()
         raise InvalidParameter(str(exc)) from exc
     except BaseException:
@@ -48,18 +47,24 @@ async def receive(
 
 
 def read_dockerfile(context: Context, options: BuildOptions) -> Dockerfile:
-    """The Dockerfile of a context, up to the target; InvalidParameter."""
+    """The Dockerfile of a context, up to the target; InvalidParameter.
+
+    Afterwards the context is without what its .dockerignore names, perhaps the Dockerfile too.
+    """
     name = options.dockerfile or "Dockerfile"
     try:
         text = context.text(name)
-        if text is None and not options.dockerfile.strip():
-            text = context.text("dockerfile")
+        if text is None and not options.dockerfile:
+            name = "dockerfile"
+            text = context.text(name)
         if text is None:
-            raise InvalidParameter(f"Cannot locate specified Dockerfile: {name}")
+            wanted = options.dockerfile or "Dockerfile"
+            raise InvalidParameter(f"Cannot locate specified Dockerfile: {wanted}")
         if not text:
             raise InvalidParameter(f"the Dockerfile ({name}) cannot be empty")
+        context.filter(name, everything=bool(options.remote))
         return stages.select(stages.read(text), options.target, options.labels)
-    except (DockerfileError, BadContext) as exc:
+    except (DockerfileError, BadContext, BadPattern) as exc:
         raise InvalidParameter(str(exc)) from exc
 
 

@@ -26,7 +26,8 @@ class BuildOptions(Model):
     """The query of POST /build. Tags in full form."""
 
     tags: list[str] = []
-    dockerfile: str = "Dockerfile"
+    dockerfile: str = ""
+    """Its path in the context; empty means Dockerfile, or dockerfile if there is only that."""
     remote: str = ""
     target: str = ""
     platform: str = ""

@@ -1,0 +1,586 @@
+"""`docker build` with the classic builder: what a user types, and what comes of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .harness import Engine, until
+
+pytestmark = [pytest.mark.kernel]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = Engine(tmp_path_factory.mktemp("build"), DOCKER_BUILDKIT="0")
+    engine.up("--set", "faults=true")
+    try:
+        engine.load()
+        yield engine
+    finally:
+        engine.down("--containers")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    directory = tmp_path / "context"
+    (directory / "dir" / "sub").mkdir(parents=True)
+    (directory / "one").write_text("one\n")
+    (directory / "dir" / "f").write_text("f\n")
+    (directory / "dir" / "sub" / "g").write_text("g\n")
+    (directory / "dir" / "run.sh").write_text("#!/bin/sh\n")
+    (directory / "dir" / "run.sh").chmod(0o755)
+    return directory
+
+
+def build(
+    engine: Engine, context: Path, dockerfile: str, *args: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """docker build of this Dockerfile; no network for what runs in it."""
+    (context / "Dockerfile").write_text(dockerfile)
+    return engine.docker("build", "--network", "none", *args, str(context), check=check)
+
+
+def archive(files: dict[str, str]) -> bytes:
+    """A tar of these files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+def post(engine: Engine, query: str, files: dict[str, str]) -> tuple[int, list[dict[str, Any]]]:
+    """POST /build as it is on the wire: the status and the lines."""
+    answer = engine.api("POST", f"/build?networkmode=none&{query}", raw=archive(files))
+    return answer.status, [json.loads(line) for line in answer.body.splitlines()]
+
+
+def said(lines: list[dict[str, Any]]) -> str:
+    return "".join(line.get("stream", "") for line in lines)
+
+
+def image_id(engine: Engine, name: str) -> str:
+    return engine.out("image", "inspect", "-f", "{{.Id}}", name)
+
+
+def config(engine: Engine, name: str) -> Any:
+    return json.loads(engine.out("image", "inspect", "-f", "{{json .Config}}", name))
+
+
+STEPS = """FROM bb
+ENV A=1 B="two words"
+RUN echo hi; echo $B > /b
+COPY one /x/
+WORKDIR /w
+CMD ["cat", "/b"]
+"""
+
+
+def test_a_build_says_each_step_and_its_image_runs(engine: Engine, context: Path) -> None:
+    done = build(engine, context, STEPS, "-t", "steps", "-t", "steps:2")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Sending")]
+    assert [line for line in lines if line.startswith("Step")] == [
+        "Step 1/6 : FROM bb",
+        'Step 2/6 : ENV A=1 B="two words"',
+        "Step 3/6 : RUN echo hi; echo $B > /b",
+        "Step 4/6 : COPY one /x/",
+        "Step 5/6 : WORKDIR /w",
+        'Step 6/6 : CMD ["cat", "/b"]',
+    ]
+    at = lines.index("Step 3/6 : RUN echo hi; echo $B > /b")
+    assert lines[at + 1].startswith(" ---> Running in ")
+    assert lines[at + 2] == "hi"
+    assert lines[at + 3].startswith("Removing intermediate container ")
+    short = image_id(engine, "steps").removeprefix("sha256:")[:12]
+    assert lines[-4:] == [
+        f" ---> {short}",
+        f"Successfully built {short}",
+        "Successfully tagged steps:latest",
+        "Successfully tagged steps:2",
+    ]
+    assert engine.out("run", "--rm", "--network", "none", "steps") == "two words"
+    assert engine.out("run", "--rm", "--network", "none", "steps", "pwd") == "/w"
+    assert "Running in" not in done.stderr
+    assert engine.out("ps", "-aq") == ""
+
+
+def test_the_second_time_everything_comes_from_the_cache(engine: Engine, context: Path) -> None:
+    build(engine, context, STEPS, "-t", "cached")
+    first = image_id(engine, "cached")
+    os.utime(context / "one", (1, 1))
+    again = build(engine, context, STEPS, "-t", "cached")
+    assert again.stdout.count(" ---> Using cache\n") == 5
+    assert image_id(engine, "cached") == first
+
+
+@pytest.mark.parametrize(
+    ("change", "hits"),
+    [
+        ("content", 2),
+        ("mode", 2),
+        ("name", 2),
+        ("step", 1),
+    ],
+)
+def test_what_changes_ends_the_use_of_the_cache(
+    engine: Engine, context: Path, change: str, hits: int
+) -> None:
+    text = f"FROM bb\nENV C={change}\nRUN echo > /r\nCOPY one* /x/\nENV D=1\n"
+    build(engine, context, text)
+    if change == "content":
+        (context / "one").write_text("two\n")
+    elif change == "mode":
+        (context / "one").chmod(0o600)
+    elif change == "name":
+        (context / "one").rename(context / "one2")
+    else:
+        text = text.replace("echo >", "echo  >")
+    assert build(engine, context, text).stdout.count("Using cache") == hits
+
+
+def test_no_cache_does_everything_again(engine: Engine, context: Path) -> None:
+    build(engine, context, STEPS)
+    assert "Using cache" not in build(engine, context, STEPS, "--no-cache").stdout
+
+
+def test_cache_from_uses_what_another_image_says_of_itself(engine: Engine, context: Path) -> None:
+    text = "FROM bb\nENV E=cache-from\nRUN echo $E > /e\nCOPY one /e1\nCMD e\n"
+    build(engine, context, text, "-t", "source")
+    first = image_id(engine, "source")
+    saved = subprocess.run(
+        ["docker", "save", "source", "bb"], env=engine.env, capture_output=True, check=True
+    )
+    engine.docker("rmi", "source")
+    assert "Using cache" not in build(engine, context, text, "-q").stdout
+    engine.docker("image", "prune", "-f")
+    subprocess.run(["docker", "load", "-q"], env=engine.env, input=saved.stdout, check=True)
+    assert image_id(engine, "source") == first
+    done = build(engine, context, text, "--cache-from", "source", "-t", "again")
+    assert done.stdout.count("Using cache") == 4
+    assert image_id(engine, "again") == first
+
+
+def test_build_arguments_are_seen_by_run_and_are_part_of_the_cache(
+    engine: Engine, context: Path
+) -> None:
+    text = "ARG BASE=nope\nFROM $BASE\nARG V=1\nARG W\nRUN echo V=$V W=$W\nENV X=${V}x\n"
+    base = ("--build-arg", "BASE=bb")
+    assert "V=1 W=\n" in build(engine, context, text, *base).stdout
+    done = build(engine, context, text, *base, "--build-arg", "V=2", "--build-arg", "Z=1")
+    assert "V=2 W=\n" in done.stdout
+    assert "[Warning] One or more build-args [Z] were not consumed" in done.stdout
+    again = build(engine, context, text, *base, "--build-arg", "V=2", "-t", "args")
+    assert again.stdout.count("Using cache") == 4
+    assert "X=2x" in config(engine, "args")["Env"]
+    assert "|1 V=2 /bin/sh -c echo V=$V W=$W" in engine.out(
+        "history", "--no-trunc", "--format", "{{.CreatedBy}}", "args"
+    )
+
+
+def test_stages_copy_from_each_other_and_from_images(engine: Engine, context: Path) -> None:
+    text = (
+        "FROM bb AS one\nRUN mkdir /out; echo 1 > /out/a; ln -s a /out/l\n"
+        "FROM scratch AS two\nCOPY --from=one /out /o/\nCOPY --from=bb /bin/busybox /bin/sh\n"
+        'FROM two\nCOPY --from=0 /out/l /l\nCMD ["/bin/sh"]\n'
+    )
+    build(engine, context, text, "-t", "staged")
+    script = "test -L /o/l && read x < /l && echo $x"
+    assert engine.out("run", "--rm", "--network", "none", "staged", "/bin/sh", "-c", script) == "1"
+    target = build(engine, context, text, "--target", "one")
+    assert "Step 2/2" in target.stdout
+
+
+def test_the_config_is_what_the_instructions_say(engine: Engine, context: Path) -> None:
+    text = (
+        'FROM bb\nMAINTAINER me\nEXPOSE 80 53/udp\nVOLUME ["/v"]\nUSER app\nWORKDIR /a\nWORKDIR b\n'
+        'LABEL a=1 "b c"="d e"\nSTOPSIGNAL SIGINT\nSHELL ["/bin/sh", "-ec"]\nONBUILD RUN x\n'
+        'HEALTHCHECK --interval=5s --retries=2 CMD true\nCMD foo\nENTRYPOINT ["e"]\n'
+    )
+    build(engine, context, text, "-t", "configured", "--label", "z=y")
+    found = config(engine, "configured")
+    assert found["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
+    assert found["Volumes"] == {"/v": {}}
+    assert (found["User"], found["WorkingDir"]) == ("app", "/a/b")
+    assert found["Labels"] == {"a": "1", "b c": "d e", "z": "y"}
+    assert (found["StopSignal"], found["Shell"]) == ("SIGINT", ["/bin/sh", "-ec"])
+    assert found["OnBuild"] == ["RUN x"]
+    assert found["Healthcheck"] == {
+        "Test": ["CMD-SHELL", "true"],
+        "Interval": 5_000_000_000,
+        "Retries": 2,
+    }
+    assert (found["Cmd"], found["Entrypoint"]) == (["/bin/sh", "-ec", "foo"], ["e"])
+    assert engine.out("image", "inspect", "-f", "{{.Author}}", "configured") == "me"
+
+
+def test_an_entry_point_takes_the_command_of_the_base_image_away(
+    engine: Engine, context: Path
+) -> None:
+    build(engine, context, 'FROM bb\nENTRYPOINT ["echo", "x"]\n', "-t", "entry")
+    assert not config(engine, "entry").get("Cmd")
+    assert engine.out("run", "--rm", "--network", "none", "entry") == "x"
+
+
+def test_triggers_of_the_base_image_come_first(engine: Engine, context: Path) -> None:
+    build(engine, context, "FROM bb\nONBUILD COPY one /t\nONBUILD RUN cat /t\n", "-t", "trigger")
+    done = build(engine, context, "FROM trigger\nRUN echo mine\n", "-t", "triggered")
+    assert "# Executing 2 build triggers\n" in done.stdout
+    assert done.stdout.index("one\n") < done.stdout.index("mine\n")
+    assert not config(engine, "triggered").get("OnBuild")
+
+
+def test_files_arrive_with_their_modes_and_the_owners_asked_for(
+    engine: Engine, context: Path
+) -> None:
+    text = (
+        "FROM bb\nRUN mkdir -m 700 /sec && chown 5:6 /sec && ln -s /sec /ln && ln -s ../.. /up\n"
+        "COPY dir /sec\nCOPY --chown=app:2 dir /new/deep\nCOPY --chown=7 --chmod=640 one /up/m\n"
+        "COPY one /ln/\nCOPY dir/* /star/\n"
+        "RUN stat -c '%n %u:%g %a' /sec /sec/run.sh /sec/sub /sec/one /new /new/deep/f /m /star/g\n"
+    )
+    out = build(engine, context, text).stdout
+    found = [line for line in out.splitlines() if line.startswith("/")]
+    assert found == [
+        "/sec 5:6 700",
+        "/sec/run.sh 0:0 755",
+        "/sec/sub 0:0 755",
+        "/sec/one 0:0 644",
+        "/new 1000:2 755",
+        "/new/deep/f 1000:2 644",
+        "/m 7:7 640",
+        "/star/g 0:0 644",
+    ]
+
+
+def test_add_unpacks_local_archives_and_fetches_urls(engine: Engine, context: Path) -> None:
+    for name, mode in (("a.tar", "w"), ("b.tgz", "w:gz"), ("c.tar.xz", "w:xz"), ("d", "w:bz2")):
+        with tarfile.open(context / name, mode) as tar:  # type: ignore[call-overload]
+            tar.add(context / "dir" / "f", f"{name}.d/f")
+    (context / "broken.gz").write_bytes(b"\x1f\x8b\x08nothing")
+    text = (
+        "FROM bb\nADD a.tar b.tgz c.tar.xz d /x/\nADD one broken.gz /x/\nCOPY a.tar /x/\n"
+        "ADD http://127.0.0.1:{port}/dir/file.tar /x/\nADD http://127.0.0.1:{port}/f /x/g\n"
+        "RUN find /x -type f | sort; stat -c %a:%Y /x/g; cat /x/g\n"
+    )
+    with _Server() as port:
+        out = build(engine, context, text.format(port=port)).stdout
+        again = build(engine, context, text.format(port=port)).stdout
+    names = ["a.tar", "a.tar.d/f", "b.tgz.d/f", "broken.gz", "c.tar.xz.d/f", "d.d/f", "file.tar"]
+    listed = "".join(f"/x/{name}\n" for name in [*names, "g", "one"])
+    assert f"{listed}600:1700000000\nfetched\n" in out
+    assert again.count("Using cache") == 6
+
+
+class _Server:
+    """A web server on loopback."""
+
+    def __enter__(self) -> int:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Last-Modified", "Tue, 14 Nov 2023 22:13:20 GMT")
+                self.send_header("Content-Length", "8")
+                self.end_headers()
+                self.wfile.write(b"fetched\n")
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self._server.server_port
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_heredocs_are_scripts_and_files(engine: Engine, context: Path) -> None:
+    text = (
+        "FROM bb\nENV N=name\nCOPY <<A <<'B' /h/\n$N\nA\n$N\nB\n"
+        "RUN <<EOF\ncat /h/A /h/B\nEOF\nRUN <<EOF\n#!/bin/busybox sh\necho shebang $0\nEOF\n"
+        "RUN cat <<EOF > /c && cat /c\nin $N\nEOF\n"
+    )
+    out = build(engine, context, text).stdout
+    assert "name\n$N\n" in out
+    assert "shebang /dev/shm/EOF\n" in out
+    assert "in name\n" in out
+
+
+def test_dockerignore_leaves_files_out(engine: Engine, context: Path) -> None:
+    (context / ".dockerignore").write_text("dir\n!dir/f\nDockerfile\n.dockerignore\n")
+    out = build(engine, context, "FROM bb\nCOPY . /x\nRUN find /x -type f | sort\n").stdout
+    assert "/x/dir/f\n/x/one\n" in out
+    assert "/x/Dockerfile" not in out
+    assert "/x/dir/sub" not in out
+
+
+def test_a_dockerfile_comes_from_stdin_or_has_another_name(engine: Engine, context: Path) -> None:
+    done = engine.docker("build", "-", stdin="FROM bb\nENV X=stdin\n")
+    assert "Successfully built" in done.stdout
+    (context / "dir" / "Other").write_text("FROM bb\nCOPY one /\n")
+    done = engine.docker("build", "-f", str(context / "dir" / "Other"), str(context))
+    assert "Step 2/2 : COPY one /" in done.stdout
+
+
+def test_a_git_repository_is_a_context(engine: Engine, context: Path) -> None:
+    def git(*args: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x", "-c", "init.defaultBranch=main"]
+        subprocess.run(["git", *identity, *args], cwd=context, check=True, capture_output=True)
+
+    (context / ".dockerignore").write_text("*.no\n")
+    (context / "dir" / "a.no").write_text("")
+    (context / "dir" / "Dockerfile").write_text("FROM bb\nCOPY . /g\nRUN ls -A /g\n")
+    git("init")
+    git("checkout", "-b", "branch")
+    git("add", ".")
+    git("commit", "-m", "x")
+    git("update-server-info")
+    with _Files(context) as port:
+        url = f"http://127.0.0.1:{port}/.git#branch:dir"
+        status, lines = post(engine, f"remote={url.replace('#', '%23')}", {})
+    assert status == 200
+    assert "Dockerfile\na.no\nf\nrun.sh\nsub\n" in said(lines)
+
+
+class _Files:
+    """A directory served over HTTP, on loopback."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> int:
+        import functools
+        from http.server import SimpleHTTPRequestHandler
+
+        class Quiet(SimpleHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+        handler = functools.partial(Quiet, directory=str(self._directory))
+        self._server = HTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self._server.server_port
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_limits_and_hosts_are_those_of_the_containers(engine: Engine, context: Path) -> None:
+    text = "FROM bb\nRUN ulimit -n; df /dev/shm | tail -1; grep extra /etc/hosts\n"
+    options = ["--ulimit", "nofile=77:77", "--shm-size", "8m", "--add-host", "extra:10.9.8.7"]
+    out = build(engine, context, text, *options, "--memory", "64m", "--cpu-shares", "100").stdout
+    assert "77\n" in out
+    assert " 8192 " in out
+    assert "10.9.8.7\textra\n" in out
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM bb\nFOO x", "dockerfile parse error line 2: unknown instruction: FOO"),
+        ("FROM bb\nRUN false", "The command '/bin/sh -c false' returned a non-zero code: 1"),
+        (
+            'FROM bb\nRUN ["sh", "-c", "exit 3"]',
+            "The command 'sh -c exit 3' returned a non-zero code: 3",
+        ),
+        (
+            "FROM bb\nCOPY nope /",
+            "COPY failed: file not found in build context or excluded by .dockerignore: "
+            "stat nope: file does not exist",
+        ),
+        ("FROM bb\nCOPY nope* /", "COPY failed: no source files were specified"),
+        (
+            "FROM bb\nCOPY ../one /",
+            "COPY failed: forbidden path outside the build context: ../one ()",
+        ),
+        (
+            "FROM bb\nCOPY one dir /x",
+            "When using COPY with more than one source file, "
+            "the destination must be a directory and end with a /",
+        ),
+        (
+            "FROM bb\nCOPY --chown=nope one /",
+            "unable to convert uid/gid chown string to host mapping: "
+            "can't find uid for user nope: no such user: nope",
+        ),
+        (
+            "FROM bb\nCOPY --from=0 one /",
+            "invalid from flag value 0: refers to current build stage",
+        ),
+        ("FROM bb\nEXPOSE abc", "Invalid containerPort: abc"),
+        ("FROM scratch\n", "No image was generated. Is your Dockerfile empty?"),
+        ("FROM ${X}\n", "base name (${X}) should not be blank"),
+        (
+            "FROM --platform=linux/s390x bb\n",
+            "wanted linux/s390x, actual: linux/amd64",
+        ),
+    ],
+)
+def test_a_bad_build_fails_in_dockers_words(
+    engine: Engine, context: Path, text: str, message: str
+) -> None:
+    done = build(engine, context, text, "--force-rm", check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert engine.out("ps", "-aq") == ""
+
+
+def test_an_error_in_a_step_is_a_line_with_its_code(engine: Engine) -> None:
+    status, lines = post(engine, "forcerm=1", {"Dockerfile": "FROM bb\nRUN echo x; exit 42"})
+    words = "The command '/bin/sh -c echo x; exit 42' returned a non-zero code: 42"
+    assert status == 200
+    assert lines[-1] == {"errorDetail": {"code": 42, "message": words}, "error": words}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "message"),
+    [
+        ("version=2", 400, "BuildKit is not supported by this engine"),
+        ("squash=1", 501, "the build option squash is not supported"),
+        ("target=x", 400, "failed to reach build target x in Dockerfile"),
+        ("dockerfile=x", 400, "Cannot locate specified Dockerfile: x"),
+        ("buildargs=x", 400, "error reading build args"),
+        ("memory=1000", 400, "Minimum memory limit allowed is 6MB"),
+        ("t=A:b", 400, "must be lowercase"),
+        ("platform=windows", 400, "operating system is not supported"),
+    ],
+)
+def test_what_is_wrong_before_the_first_step_is_a_status(
+    engine: Engine, query: str, status: int, message: str
+) -> None:
+    got, lines = post(engine, query, {"Dockerfile": "FROM bb\n"})
+    assert got == status
+    assert message in lines[0]["message"]
+
+
+def test_a_context_that_is_no_tar_is_refused(engine: Engine) -> None:
+    answer = engine.api("POST", "/build", raw=b"nothing " * 100)
+    assert answer.status == 400
+    assert "Error processing tar file" in answer.message
+
+
+def test_a_hostile_context_leaves_its_directory_nowhere(engine: Engine, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in ("Dockerfile", "../../../../../../tmp/build-escape", "/abs", "link/x"):
+            text = b"FROM bb\nCOPY . /x\nCOPY up /y\nRUN find /x /y | sort\n"
+            if name == "link/x":
+                link = tarfile.TarInfo("up")
+                link.type, link.linkname = tarfile.SYMTYPE, "../../../../etc/hostname"
+                tar.addfile(link)
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+    answer = engine.api("POST", "/build?networkmode=none", raw=out.getvalue())
+    assert not Path("/tmp/build-escape").exists()
+    # The link leads to etc/hostname of the context, which has none.
+    assert "stat up: file does not exist" in answer.body.decode()
+
+
+def test_a_quiet_build_says_the_id_alone(engine: Engine, context: Path) -> None:
+    done = build(engine, context, STEPS, "-q", "-t", "quiet")
+    assert done.stdout.strip() == image_id(engine, "quiet")
+
+
+def test_what_is_in_between_is_shown_with_all_and_goes_with_the_image(
+    engine: Engine, context: Path
+) -> None:
+    build(engine, context, "FROM bb\nENV I=1\nENV I=2\nENV I=3\n", "-t", "between")
+    ids = engine.out("history", "-q", "--no-trunc", "between").splitlines()
+    assert ids[:4] == [i for i in ids[:3]] + [image_id(engine, "bb")]
+    shown = engine.out("images", "-q", "--no-trunc").splitlines()
+    everything = engine.out("images", "-aq", "--no-trunc").splitlines()
+    assert ids[1] in everything
+    assert ids[1] not in shown
+    removed = engine.out("rmi", "between")
+    assert all(f"Deleted: {each}" in removed for each in ids[:3])
+
+
+# --- cancelled and killed ---
+
+
+def _begin(engine: Engine, context: Path, text: str) -> subprocess.Popen[str]:
+    (context / "Dockerfile").write_text(text)
+    return subprocess.Popen(
+        ["docker", "build", "--no-cache", "--network", "none", str(context)],
+        env=engine.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _leftovers(engine: Engine) -> list[str]:
+    left = [*(engine.state / "builds").iterdir(), *(engine.state / "containers").iterdir()]
+    return [*map(str, left), *engine.out("ps", "-aq").split()]
+
+
+def test_a_client_that_goes_away_ends_its_build(engine: Engine, context: Path) -> None:
+    client = _begin(engine, context, "FROM bb\nCOPY one /\nRUN sleep 1000\n")
+    until("the container runs", lambda: engine.out("ps", "-q"))
+    client.kill()
+    client.communicate()
+    until("nothing is left", lambda: not _leftovers(engine))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "point",
+    [
+        "build.stored",
+        "build.container.created",
+        "build.container.exited",
+    ],
+)
+def test_a_builder_that_is_killed_leaves_nothing(engine: Engine, context: Path, point: str) -> None:
+    text = f"FROM bb\nENV P={point}\nCOPY one /\nRUN echo x > /y\n"
+    before = set(engine.out("images", "-aq").split())
+    faults = engine.run / "faults"
+    faults.mkdir(exist_ok=True)
+    (faults / point).touch()
+    done = build(engine, context, text, check=False)
+    assert done.returncode != 0
+    assert "was restarted" in done.stdout + done.stderr
+    until("nothing is left", lambda: not _leftovers(engine))
+    again = build(engine, context, text, "-t", "again")
+    assert engine.out("run", "--rm", "--network", "none", "again", "cat", "/y", "/one") == "x\none"
+    assert "Successfully built" in again.stdout
+    assert before <= set(engine.out("images", "-aq").split())
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("service", ["runtime", "lifecycle", "shim-agent", "nats"])
+def test_a_service_killed_during_a_build_is_survived_or_said(
+    engine: Engine, context: Path, service: str
+) -> None:
+    text = f"FROM bb\nENV S={service}\nRUN for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done\n"
+    client = _begin(engine, context, text)
+    until("the container runs", lambda: engine.out("ps", "-q"))
+    pid = engine.kill(service)
+    output, _ = client.communicate(timeout=60)
+    engine.back(service, pid)
+    if service == "runtime":
+        assert client.returncode != 0
+        assert "restarted" in output
+    else:
+        assert client.returncode == 0, output
+        assert "1\n2\n3\n4\n5\n6\n" in output
+    until("nothing is left", lambda: not _leftovers(engine))
