@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import socket
+from collections.abc import AsyncIterator
+from typing import Any
 
 from mooring.kit.config import Settings
 from mooring.kit.process import Service
@@ -30,6 +34,8 @@ from .routes.transfers import TransferRoutes
 from .routes.usage import UsageRoutes
 from .routes.volumes import VolumeRoutes
 from .routes.wait import WaitRoutes
+from .sessions.resuming import Resumable, by_kind
+from .sessions.store import Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +43,7 @@ DRAIN = 4.0
 """Seconds that answers under way may take when the process is asked to stop."""
 
 
-def all_routes(gateway: Gateway) -> list[Route]:
-    """Everything that the API has."""
+def _sections(gateway: Gateway) -> list[Any]:
     sections = (
         SystemRoutes,
         EventRoutes,
@@ -57,9 +62,22 @@ def all_routes(gateway: Gateway) -> list[Route]:
         NetworkRoutes,
         VolumeRoutes,
     )
-    return [route for section in sections for route in section(gateway).routes()] + (
-        unsupported.routes()
-    )
+    return [section(gateway) for section in sections]
+
+
+def all_routes(gateway: Gateway) -> list[Route]:
+    """Everything that the API has."""
+    found = [route for section in _sections(gateway) for route in section.routes()]
+    return found + unsupported.routes()
+
+
+def resumable(gateway: Gateway) -> Resumable:
+    """Who goes on with the sessions that another gateway left."""
+    found: Resumable = {}
+    for section in _sections(gateway):
+        if hasattr(section, "resumable"):
+            found |= section.resumable()
+    return found
 
 
 async def main(settings: Settings, service: Service) -> None:
@@ -71,6 +89,7 @@ async def serve(gateway: Gateway, service: Service) -> None:
     """The same for a gateway that is there; /_ping is answered before the bus is."""
     settings = gateway.settings
     server = Server(Router(all_routes(gateway)).find)
+    sessions = server.sessions = _sessions(server, service)
     try:
         for sock, context in open_all(settings, service.listeners()):
             await server.listen(sock, context)
@@ -78,11 +97,35 @@ async def serve(gateway: Gateway, service: Service) -> None:
         async with open_engine(settings) as engine:
             gateway.engine = engine
             server.set_ready()
-            await service.ready()
-            await service.stop_requested()
-            await server.close(DRAIN)
+            async with _going_on(sessions, resumable(gateway)):
+                await service.ready()
+                await service.stop_requested()
+                if sessions is not None:
+                    sessions.freeze()
+                await server.close(DRAIN)
     finally:
         await server.close(0.0)
+        if sessions is not None:
+            sessions.close()
+
+
+def _sessions(server: Server, service: Service) -> Sessions | None:
+    """The sessions, where somebody keeps descriptors for us."""
+    return Sessions(service, server.hangups) if service.keeps_descriptors else None
+
+
+@contextlib.asynccontextmanager
+async def _going_on(sessions: Sessions | None, known: Resumable) -> AsyncIterator[None]:
+    """Meanwhile go on with what another gateway left."""
+    if sessions is None:
+        yield
+        return
+    task = asyncio.create_task(sessions.resume(by_kind(known)), name="resumed sessions")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _name(sock: socket.socket) -> str:

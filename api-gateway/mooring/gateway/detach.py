@@ -32,9 +32,14 @@ def _key(part: str) -> int:
 class Scanner:
     """Looks for the keys in input that arrives in pieces; holds back what may be their start."""
 
-    def __init__(self, keys: bytes) -> None:
+    def __init__(self, keys: bytes, matched: int = 0) -> None:
         self._keys = keys
-        self._matched = 0
+        self._matched = matched
+
+    @property
+    def matched(self) -> int:
+        """How many of the keys the input ends with."""
+        return self._matched
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
         """What to pass on of data (with what was held back before it), and whether it detaches."""

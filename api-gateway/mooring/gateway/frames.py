@@ -45,6 +45,14 @@ class FrameReader:
         self._stream = 0
         self._time_ns = 0
 
+    def position(self) -> tuple[int, int, int, int]:
+        """What is left of the frame that was begun, its stream and time; bytes of a head held."""
+        return self._left, self._stream, self._time_ns, len(self._head)
+
+    def go_on(self, left: int, stream: int, time_ns: int) -> None:
+        """What is fed next begins inside a frame (or at one: left 0)."""
+        self._left, self._stream, self._time_ns = left, stream, time_ns
+
     def feed(self, data: bytes | memoryview) -> list[Piece]:
         """The pieces in data; FrameError if a frame does not begin where one should."""
         view = memoryview(data)

@@ -8,6 +8,8 @@ import time
 from .frames import STDERR, STDOUT, FrameReader, Piece
 
 _MUX = struct.Struct(">BxxxI")
+_STATE = struct.Struct("<QIBQBBBBBB")
+"""Offset in the log; what is left of the frame there, its stream and time; the flags."""
 _ERROR_STREAM = 3
 _NEWLINE = 10
 
@@ -69,6 +71,29 @@ class Formatter:
         """The stream that it was of."""
         self._fresh = {STDOUT: True, STDERR: True}
         """By stream: whether the next byte begins a line."""
+
+    @property
+    def step(self) -> int:
+        """Bytes of the log that come to at most 60 KiB for the client: lines may get prefixes."""
+        return 1024 if self._prefixed else 48 * 1024
+
+    def state(self, offset: int) -> bytes:
+        """How to go on when everything of the log before `offset` was fed; see `restore`."""
+        left, stream, time_ns, held = self.frames.position()
+        fresh = self._fresh
+        flags = fresh[STDOUT], fresh[STDERR], self._cut, self.finished, self._open_line, self._last
+        return _STATE.pack(offset - held, left, stream, time_ns, *flags)
+
+    def restore(self, state: bytes) -> int:
+        """Go on there; the offset to be fed from."""
+        offset, left, stream, time_ns, out, err, cut, finished, line, last = _STATE.unpack(state)
+        self.frames.go_on(left, stream, time_ns)
+        self._next, self._open_line, self._last = offset, bool(line), last
+        self._fresh = {STDOUT: bool(out), STDERR: bool(err)}
+        self.finished = bool(finished)
+        if cut:
+            self.cut_first_line()
+        return int(offset)
 
     def cut_first_line(self) -> None:
         """The log begins where it was rotated, perhaps inside a line: that one is left out."""

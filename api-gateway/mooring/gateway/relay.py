@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mooring.kit import subjects
@@ -20,6 +21,8 @@ from .detach import Scanner
 from .frames import FrameError
 from .http.wire import Wire
 from .output import Formatter, error_text
+from .sessions.plans import AttachPlan, OutputPlan
+from .sessions.wire import DurableWire
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,35 @@ async def open_log(bus: Bus, node: str, request: OpenStream) -> AsyncIterator[Do
         yield reading
 
 
+def formatter_of(plan: OutputPlan) -> Formatter:
+    """What makes a client's bytes of the log's."""
+    return Formatter(
+        raw=plan.raw,
+        stdout=plan.stdout,
+        stderr=plan.stderr,
+        timestamps=plan.timestamps,
+        details=plan.details,
+        since_ns=plan.since_ns,
+        until_ns=plan.until_ns,
+    )
+
+
+async def formatted(
+    reading: Download[OpenStream], formatter: Formatter, *, steps: bool
+) -> AsyncIterator[tuple[bytes, bytes | None]]:
+    """A client's bytes; in steps: small ones, each with the state after it (Formatter.restore)."""
+    async for offset, data in reading:
+        if not steps:
+            if out := formatter.feed(data, offset):
+                yield out, None
+            continue
+        size = formatter.step
+        for at in range(0, len(data), size):
+            piece = data[at : at + size]
+            if out := formatter.feed(piece, offset + at):
+                yield out, formatter.state(offset + at + len(piece))
+
+
 @dataclass(slots=True)
 class Input:
     """Where a client's input goes."""
@@ -72,6 +104,39 @@ class Input:
     exec_id: str = ""
     detach_keys: bytes | None = None
     """Set for a terminal, and only there: its input has no end, the keys leave it."""
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Whose offsets the host counts."""
+
+    @classmethod
+    def of(cls, plan: AttachPlan) -> Input | None:
+        """The input of an attached client, if it has any."""
+        if not plan.session:
+            return None
+        return cls(
+            plan.node, plan.container, plan.run, plan.exec_id, plan.detach_keys, plan.session
+        )
+
+
+async def carry_on(
+    bus: Bus,
+    plan: AttachPlan,
+    wire: DurableWire,
+    *,
+    at_end: Callable[[], Awaitable[None]] | None = None,
+    never: Coroutine[Any, Any, object] | None = None,
+) -> bool:
+    """Go on with an attached client at the byte; whether it has detached in the end."""
+    formatter = formatter_of(plan)
+    opened = resume_at(plan.opened, formatter.restore(wire.sent))
+    async with open_log(bus, plan.node, opened) as reading:
+        await wire.flush()
+        relay = Relay(bus, wire, formatter, raw=plan.raw, at_end=at_end)
+        await relay.run(reading, Input.of(plan), never)
+    return relay.detached
+
+
+_CONSUMED = struct.Struct("<QQB")
+"""The state of the input: offset in its session, bytes taken from the client, matched keys."""
 
 
 class Relay:
@@ -134,12 +199,10 @@ class Relay:
 
     async def _pump(self, reading: Download[OpenStream]) -> None:
         """Send what is read, as the client wants it, until the stream ends."""
-        feed, send = self._formatter.feed, self._wire.send
+        steps = self._wire.limit is not None
         try:
-            async for offset, data in reading:
-                out = feed(data, offset)
-                if out:
-                    await send(out)
+            async for out, state in formatted(reading, self._formatter, steps=steps):
+                await self._wire.send(out, state)
         except (EngineError, FrameError) as exc:
             await self.tell(str(exc))
             return
@@ -156,8 +219,11 @@ class Relay:
 
     async def _input(self, source: Input) -> None:
         """Look at the input, hand it on, and take it from the socket once it was acknowledged."""
-        session, offset = secrets.token_hex(8), 0
-        scanner = Scanner(source.detach_keys) if source.detach_keys else None
+        session, offset, taken, matched = source.session, 0, 0, 0
+        if isinstance(self._wire, DurableWire) and self._wire.consumed:
+            offset, taken, matched = _CONSUMED.unpack(self._wire.consumed)
+            self._wire.skip_early(taken)
+        scanner = Scanner(source.detach_keys, matched) if source.detach_keys else None
         while True:
             data = await self._wire.peek()
             if not data:
@@ -167,7 +233,9 @@ class Relay:
                 return
             if scanner is None:
                 ack = await self._hand_on(source, session, offset, data)
-                self._wire.consume(ack.offset - offset)
+                count = ack.offset - offset
+                taken += count
+                self._wire.consume(count, _CONSUMED.pack(ack.offset, taken, 0))
                 offset = ack.offset
             else:
                 passed, detaches = scanner.feed(data)
@@ -177,7 +245,9 @@ class Relay:
                     ack = await self._hand_on(source, session, ack.offset, rest)
                     if ack.closed:
                         break
-                self._wire.consume(len(data))
+                taken += len(data)
+                state = _CONSUMED.pack(ack.offset, taken, scanner.matched)
+                self._wire.consume(len(data), state)
                 offset = ack.offset
                 if detaches:
                     self._detaching.set_result(None)

@@ -72,6 +72,11 @@ class Service:
                 found.setdefault(name, []).append(socket.socket(fileno=os.dup(descriptor)))
         return found
 
+    @property
+    def keeps_descriptors(self) -> bool:
+        """Whether there is a process manager that could keep descriptors for us."""
+        return bool(self._notify_address)
+
     def store(self, name: str, descriptor: int) -> None:
         """Keep a descriptor with the process manager: a restarted service finds it in `stored`."""
         self._notify(f"FDSTORE=1\nFDNAME={name}", descriptor)

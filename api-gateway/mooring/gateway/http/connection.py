@@ -19,10 +19,12 @@ from .body import ChunkedBody, LengthBody
 from .head import MAX_HEAD, BadHead, Head, parse
 from .reply import Reply, error_reply, preamble
 from .request import Request
-from .stream import ResponseStream
+from .stream import Answer, ChunkedAnswer, ResponseStream
 from .wire import SocketWire, TransportWire, Wire
 
 if TYPE_CHECKING:
+    from mooring.gateway.sessions.store import Beginning
+
     from .server import Server
 
 logger = logging.getLogger(__name__)
@@ -342,9 +344,24 @@ class Connection(asyncio.Protocol):
 
     # --- the end ---
 
-    async def hijack(self, request: Request, content_type: str, head: bytes = b"") -> Wire:
+    async def hijack(
+        self,
+        request: Request,
+        content_type: str,
+        head: bytes = b"",
+        beginning: Beginning | None = None,
+    ) -> Wire:
         """Send the head (of a raw stream, if none is given) and hand the connection over."""
-        return await self._hand_over(head or self._raw_head(request, content_type))
+        head = head or self._raw_head(request, content_type)
+        if not self._has_tls:
+            return await self._take_over(head, beginning)
+        early, self._buffer = self._buffer, b""
+        self._wire = TransportWire(self._transport, early)
+        self._transport.write(head)
+        self.resume_reading()
+        if self._ended:
+            self._wire.feed_end()
+        return self._wire
 
     def _raw_head(self, request: Request, content_type: str) -> bytes:
         upgrading = bool(request.head.headers.get("upgrade"))
@@ -355,28 +372,45 @@ class Connection(asyncio.Protocol):
             lines += "Connection: close\r\n"
         return preamble(101 if upgrading else 200) + lines.encode() + b"\r\n"
 
-    async def _hand_over(self, head: bytes) -> Wire:
-        early, self._buffer = self._buffer, b""
-        if self._transport.get_extra_info("sslcontext") is not None:
-            self._wire = TransportWire(self._transport, early)
-            self._transport.write(head)
-            self.resume_reading()
-            if self._ended:
-                self._wire.feed_end()
-            return self._wire
+    @property
+    def _has_tls(self) -> bool:
+        return self._transport.get_extra_info("sslcontext") is not None
+
+    async def _take_over(self, head: bytes, beginning: Beginning | None) -> Wire:
+        """Let go of the transport and go on with the socket alone."""
         # The answers to requests before this one must be on their way first.
         self._transport.set_write_buffer_limits(high=0)
         await self.drained()
         if self._lost or self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
+        early, self._buffer = self._buffer, b""
         descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
         self._handed_over = True
         self._transport.abort()
         sock = socket.socket(fileno=descriptor)
         sock.setblocking(False)
-        wire = SocketWire(sock, early, self._server.hangups)
+        wire: Wire | None = None
+        if beginning is not None and self._server.sessions is not None:
+            wire = self._server.sessions.begin(sock, early, beginning)
+        if wire is None:
+            wire = SocketWire(sock, early, self._server.hangups)
         await wire.send(head)
         return wire
+
+    async def begin_answer(
+        self, request: Request, content_type: str, beginning: Beginning
+    ) -> Answer:
+        """The head of an answer without an end to be seen, which a successor can go on with."""
+        task = self._task
+        durable = self._server.sessions is not None and task is not None and not self._has_tls
+        if not durable or request.head.is_old or not request.body_complete:
+            return self.begin_stream(request, 200, content_type, ())
+        assert task is not None
+        lines = f"Transfer-Encoding: chunked\r\nConnection: close\r\nContent-Type: {content_type}"
+        wire = await self._take_over(preamble(200) + lines.encode() + b"\r\n\r\n", beginning)
+        running = task
+        wire.gone.add_done_callback(lambda _: running.cancel())
+        return ChunkedAnswer(wire)
 
     def _refuse(self, exc: BadHead) -> None:
         """What came is no request: say so and listen to nothing more."""

@@ -14,8 +14,10 @@ from .body import Body
 from .head import Head
 
 if TYPE_CHECKING:
+    from mooring.gateway.sessions.store import Beginning
+
     from .connection import Connection
-    from .stream import ResponseStream
+    from .stream import Answer, ResponseStream
     from .wire import Wire
 
 _HIGH_WATER = 256 * 1024
@@ -146,10 +148,15 @@ class Request:
         self.started = True
         return self._connection.begin_stream(self, status, content_type, headers)
 
-    async def hijack(self, content_type: str) -> Wire:
+    async def answer(self, content_type: str, beginning: Beginning) -> Answer:
+        """The same for an answer that goes on even if this process does not."""
+        self.started = True
+        return await self._connection.begin_answer(self, content_type, beginning)
+
+    async def hijack(self, content_type: str, beginning: Beginning | None = None) -> Wire:
         """Turn the connection into a raw stream: 101 if the client asks to upgrade, else 200."""
         self.started = True
-        return await self._connection.hijack(self, content_type)
+        return await self._connection.hijack(self, content_type, beginning=beginning)
 
     async def upgrade(self, head: bytes) -> Wire:
         """Hand the connection over after this head of an answer."""

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mooring.gateway.errors import HttpError
 
@@ -14,6 +14,9 @@ from .connection import Call, Connection, InstantHandler
 from .head import Head
 from .request import Request
 from .wire import HangupWatch
+
+if TYPE_CHECKING:
+    from mooring.gateway.sessions.store import Sessions
 
 _MOST_KNOWN = 1024
 _READY_TIMEOUT = 30.0
@@ -28,6 +31,8 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.hangups = HangupWatch()
+        self.sessions: Sessions | None = None
+        """Where open-ended answers are kept beyond this process, if anybody keeps them."""
         self.draining = False
         self.known: dict[bytes, tuple[InstantHandler, Request]] = {}
         """Requests answered from memory, by their very bytes: the next one needs no parsing."""

@@ -67,6 +67,8 @@ class WebSocketWire:
     to see a ping or the close. No more than PEEK bytes wait here; then the client has to.
     """
 
+    limit: int | None = None
+
     def __init__(self, wire: Wire, *, text: bool = False) -> None:
         self._wire = wire
         self._opcode = _TEXT if text else _BINARY
@@ -81,7 +83,7 @@ class WebSocketWire:
         wire.gone.add_done_callback(lambda _: self._set_gone())
         self._reader = asyncio.create_task(self._read(), name="websocket")
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, state: bytes | None = None) -> None:
         """See Wire."""
         await self._send(self._opcode, data)
 
@@ -92,7 +94,7 @@ class WebSocketWire:
             await self._changed.wait()
         return bytes(self._input[:PEEK])
 
-    def consume(self, count: int) -> None:
+    def consume(self, count: int, state: bytes | None = None) -> None:
         """See Wire."""
         del self._input[:count]
         self._taken.set()

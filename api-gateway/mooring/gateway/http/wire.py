@@ -23,16 +23,22 @@ class Wire(Protocol):
     gone: asyncio.Future[None]
     """Done when the client is seen to have closed both directions."""
 
-    async def send(self, data: bytes) -> None:
-        """Send all of data; ConnectionError if the client is gone."""
+    limit: int | None
+    """Bytes of one `send`, where there is a limit."""
+
+    async def send(self, data: bytes, state: bytes | None = None) -> None:
+        """Send all of data; ConnectionError if the client is gone.
+
+        Where the wire outlives this process, its output is then at `state`.
+        """
         ...
 
     async def peek(self) -> bytes:
         """What has arrived and was not consumed; waits for at least a byte, b"" at the end."""
         ...
 
-    def consume(self, count: int) -> None:
-        """Take `count` of the bytes that were peeked."""
+    def consume(self, count: int, state: bytes | None = None) -> None:
+        """Take `count` of the bytes that were peeked; state as with `send`."""
         ...
 
     async def close(self) -> None:
@@ -80,10 +86,9 @@ class HangupWatch:
 
 
 class SocketWire:
-    """A wire over a socket of our own, so that its descriptor could be stored and taken up again.
+    """A wire over a socket of our own. `early` is what arrived together with the request."""
 
-    `early` is what arrived together with the request.
-    """
+    limit: int | None = None
 
     def __init__(self, sock: socket.socket, early: bytes, watch: HangupWatch) -> None:
         self._socket = sock
@@ -92,7 +97,7 @@ class SocketWire:
         self._loop = asyncio.get_running_loop()
         self.gone = watch.add(sock.fileno())
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, state: bytes | None = None) -> None:
         """See Wire."""
         await self._loop.sock_sendall(self._socket, data)
 
@@ -108,7 +113,7 @@ class SocketWire:
             except ConnectionResetError:
                 return b""
 
-    def consume(self, count: int) -> None:
+    def consume(self, count: int, state: bytes | None = None) -> None:
         """See Wire."""
         if self._early:
             self._early = self._early[count:]
@@ -144,6 +149,8 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 class TransportWire:
     """A wire over a transport, for TLS: the socket alone does not have the bytes."""
+
+    limit: int | None = None
 
     def __init__(self, transport: asyncio.Transport, early: bytes) -> None:
         self._transport = transport
@@ -185,7 +192,7 @@ class TransportWire:
 
     # What the handler uses.
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes, state: bytes | None = None) -> None:
         """See Wire."""
         if self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
@@ -199,7 +206,7 @@ class TransportWire:
             await self._changed.wait()
         return bytes(self._data[:PEEK])
 
-    def consume(self, count: int) -> None:
+    def consume(self, count: int, state: bytes | None = None) -> None:
         """See Wire."""
         del self._data[:count]
         if len(self._data) < PEEK and not self._transport.is_closing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from mooring.gateway import detach
@@ -14,11 +15,14 @@ from mooring.gateway.http.reply import Reply, empty
 from mooring.gateway.http.request import Request
 from mooring.gateway.http.websocket import NotWebSocket, WebSocketWire, handshake
 from mooring.gateway.http.wire import Wire
-from mooring.gateway.output import Formatter
-from mooring.gateway.relay import Input, Relay, open_log
+from mooring.gateway.relay import Input, Relay, carry_on, formatter_of, open_log
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.containers import RUNNING_STATES
+from mooring.gateway.sessions.plans import AttachPlan
+from mooring.gateway.sessions.resuming import Resumable
+from mooring.gateway.sessions.store import Beginning
+from mooring.gateway.sessions.wire import DurableWire
 from mooring.kit.errors import Conflict, InvalidParameter
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.host import OpenStream
@@ -26,6 +30,7 @@ from mooring.kit.store import Entry
 
 from .notes import note
 
+_OpenWire = Callable[[Beginning | None], Awaitable[Wire]]
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 
@@ -56,7 +61,7 @@ class AttachRoutes:
             raise InvalidParameter(str(exc)) from None
         text = request.version < (1, 28)
 
-        async def open_wire() -> Wire:
+        async def open_wire(_: Beginning | None) -> Wire:
             return WebSocketWire(await request.upgrade(head), text=text)
 
         return await self._join(request, open_wire, raw=True)
@@ -65,21 +70,14 @@ class AttachRoutes:
         """Join the container's streams: those of its next run if it does not run."""
         tty = self._gateway.engine.containers.find(request.name).config.tty
         kind = content_type(request, tty=tty)
-        return await self._join(request, lambda: request.hijack(kind), raw=tty)
+        return await self._join(request, partial(request.hijack, kind), raw=tty)
 
-    async def _join(
-        self, request: Request, open_wire: Callable[[], Awaitable[Wire]], *, raw: bool
-    ) -> Reply | None:
+    async def _join(self, request: Request, open_wire: _OpenWire, *, raw: bool) -> Reply | None:
         keys = detach.parse(request.get("detachKeys"))
         engine = self._gateway.engine
         record = engine.containers.find(request.name)
         _check(record)
         tty = record.config.tty
-        formatter = Formatter(
-            raw=raw,
-            stdout=query.flag(request, "stdout"),
-            stderr=query.flag(request, "stderr"),
-        )
         follow = query.flag(request, "stream")
         opened = _stream(record, replay=query.flag(request, "logs"), follow=follow)
         if opened is None:
@@ -87,39 +85,59 @@ class AttachRoutes:
         if follow:
             # Every byte, however little of it the log may keep.
             opened.reader = secrets.token_hex(8)
-        source = None
+        plan = AttachPlan(
+            kind="attach",
+            node=record.node,
+            opened=opened,
+            raw=raw,
+            stdout=query.flag(request, "stdout"),
+            stderr=query.flag(request, "stderr"),
+            container=record.id,
+            run=opened.until_run or record.run,
+            awaits=follow and record.state not in RUNNING_STATES,
+            started_ns=record.started_ns,
+        )
         if follow and query.flag(request, "stdin") and record.config.open_stdin:
-            run = opened.until_run or record.run
-            source = Input(record.node, record.id, run, detach_keys=keys if tty else None)
+            plan.session = secrets.token_hex(8)
+            plan.detach_keys = keys if tty else None
+        formatter = formatter_of(plan)
         # The agent says at once where the stream begins, though the run may be yet to come.
         noted = asyncio.create_task(note(engine, record.id, "attach"))
         async with open_log(engine.bus, record.node, opened) as reading:
             if opened.offset == 0 and reading.offset > 0:
                 formatter.cut_first_line()
             await noted
-            wire = await open_wire()
+            beginning = Beginning(plan, formatter.state(reading.offset)) if follow else None
+            wire = await open_wire(beginning)
             relay = Relay(engine.bus, wire, formatter, raw=raw)
-            await relay.run(reading, source, self._refused(record, opened))
+            await relay.run(reading, Input.of(plan), self._refused(plan))
         if relay.detached:
             await note(engine, record.id, "detach")
         return None
 
-    def _refused(
-        self, record: ContainerRecord, opened: OpenStream
-    ) -> Coroutine[Any, Any, object] | None:
+    def resumable(self) -> Resumable:
+        """See Sessions.resume."""
+        return {"attach": (AttachPlan, self.resume)}
+
+    async def resume(self, plan: AttachPlan, wire: DurableWire) -> None:
+        """Go on with a client that another gateway had attached."""
+        engine = self._gateway.engine
+        if await carry_on(engine.bus, plan, wire, never=self._refused(plan)):
+            await note(engine, plan.container, "detach")
+
+    def _refused(self, plan: AttachPlan) -> Coroutine[Any, Any, object] | None:
         """Returns when the run that is waited for is refused, or the container deleted."""
-        if not opened.follow or record.state in RUNNING_STATES:
+        if not plan.awaits:
             return None
-        run = opened.until_run or 0
 
         def over(entry: Entry[ContainerRecord] | None) -> bool:
             if entry is None or entry.record.state is State.REMOVED:
-                return entry is None or entry.record.started_ns == record.started_ns
+                return entry is None or entry.record.started_ns == plan.started_ns
             now = entry.record
             resting = now.state in (State.CREATED, State.EXITED, State.DEAD)
-            return resting and now.run >= run and now.started_ns == record.started_ns
+            return resting and now.run >= plan.run and now.started_ns == plan.started_ns
 
-        return self._gateway.engine.containers.mirror.until(record.id, over)
+        return self._gateway.engine.containers.mirror.until(plan.container, over)
 
 
 def _check(record: ContainerRecord) -> None:

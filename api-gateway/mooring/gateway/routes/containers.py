@@ -11,10 +11,15 @@ from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import JSON, Reply, dumps, empty, json_reply
 from mooring.gateway.http.request import Request
+from mooring.gateway.http.stream import Answer, ChunkedAnswer
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.containers import RUNNING_STATES
 from mooring.gateway.schema.stats import stats
+from mooring.gateway.sessions.plans import StatsPlan
+from mooring.gateway.sessions.resuming import Resumable
+from mooring.gateway.sessions.store import Beginning
+from mooring.gateway.sessions.wire import DurableWire
 from mooring.gateway.views.filters import NAMES, select
 from mooring.kit import subjects
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter
@@ -151,16 +156,46 @@ class ContainerRoutes:
                 await asyncio.sleep(_STATS_INTERVAL)
             return json_reply(stats(record, await self._sample(record), previous))
         current = await self._sample(record)
-        stream = request.stream(JSON)
-        while True:
-            await stream.write(dumps(stats(record, current, previous)) + b"\n")
-            found = views.mirror.get(record.id)
-            if found is None or found.record.state is State.REMOVED or not current.running:
-                stream.end()
-                return None
-            record = found.record
-            await asyncio.sleep(_STATS_INTERVAL)
-            previous, current = current, await self._sample(record)
+        beginning = Beginning(StatsPlan(kind="stats", container=record.id))
+        await self._keep_reading(await request.answer(JSON, beginning), record, current, previous)
+        return None
+
+    def resumable(self) -> Resumable:
+        """See Sessions.resume."""
+        return {"stats": (StatsPlan, self.resume)}
+
+    async def resume(self, plan: StatsPlan, wire: DurableWire) -> None:
+        """Go on with a client that another gateway had."""
+        await wire.flush()
+        found = self._gateway.engine.containers.mirror.get(plan.container)
+        if found is None:
+            await ChunkedAnswer(wire).finish()
+            return
+        previous = await self._sample(found.record)
+        await asyncio.sleep(_STATS_INTERVAL)
+        current = await self._sample(found.record)
+        await self._keep_reading(ChunkedAnswer(wire), found.record, current, previous)
+
+    async def _keep_reading(
+        self,
+        answer: Answer,
+        record: ContainerRecord,
+        current: StatsSample,
+        previous: StatsSample,
+    ) -> None:
+        mirror = self._gateway.engine.containers.mirror
+        try:
+            while True:
+                await answer.write(dumps(stats(record, current, previous)) + b"\n")
+                found = mirror.get(record.id)
+                if found is None or found.record.state is State.REMOVED or not current.running:
+                    await answer.finish()
+                    return
+                record = found.record
+                await asyncio.sleep(_STATS_INTERVAL)
+                previous, current = current, await self._sample(record)
+        finally:
+            await answer.close()
 
     async def _sample(self, record: ContainerRecord) -> StatsSample:
         if record.state not in RUNNING_STATES:

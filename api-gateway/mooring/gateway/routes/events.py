@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -12,10 +13,14 @@ from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import JSON, Reply, dumps
 from mooring.gateway.http.request import Request
-from mooring.gateway.http.stream import ResponseStream
+from mooring.gateway.http.stream import Answer, ChunkedAnswer
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.query import Filters, has_labels
+from mooring.gateway.sessions.plans import EventsPlan
+from mooring.gateway.sessions.resuming import Resumable
+from mooring.gateway.sessions.store import Beginning
+from mooring.gateway.sessions.wire import DurableWire
 from mooring.kit import references, subjects
 from mooring.kit.bus import Message
 from mooring.kit.errors import EngineError, InvalidParameter
@@ -42,6 +47,8 @@ NAMES = frozenset(
 _BY_ACTOR = frozenset(
     {"config", "daemon", "network", "node", "plugin", "secret", "service", "volume"}
 )
+_PLACE = struct.Struct("<QQ")
+"""Sequence number and time of the last message that was sent."""
 _SUFFIXED = ("health_status", "exec_create", "exec_start")
 """Actions that carry something after a colon: these match by what is before it."""
 
@@ -67,23 +74,60 @@ class EventRoutes:
                 f"`until` time ({request.get('until')})"
             )
         begin = max(0, since) if since is not None else now
-        bus = self._gateway.engine.bus
-        last = 0
         if until is not None and until <= now:
-            # The past alone: it ends where the stream ends now.
-            message = await bus.last(subjects.EVENTS_STREAM, subjects.EVENTS)
-            last = message.seq if message is not None and message.time_ns >= begin else -1
-        following = bus.follow(subjects.EVENTS_STREAM, subject=subjects.EVENTS, since_ns=begin)
-        stream = request.stream(JSON)
-        async with contextlib.aclosing(_generator(following)) as messages:
-            if last >= 0:
-                wanted = _Wanted(given, begin, until)
-                seconds = None if until is None or last else (until - now) / 1e9
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await _send(messages, wanted, stream, last)
-        stream.end()
+            await self._past(request, _Wanted(given, begin, until))
+            return None
+        plan = EventsPlan(kind="events", filters=given, begin=begin, until=until)
+        answer = await request.answer(JSON, Beginning(plan, _PLACE.pack(0, begin)))
+        await self._follow(answer, plan, 0, begin)
         return None
+
+    async def _past(self, request: Request, wanted: _Wanted) -> None:
+        """The past alone: it ends where the stream ends now."""
+        bus = self._gateway.engine.bus
+        message = await bus.last(subjects.EVENTS_STREAM, subjects.EVENTS)
+        stream = request.stream(JSON)
+        if message is not None and message.time_ns >= wanted.since:
+            async for event, seq, _ in self._events(wanted.since, 0):
+                if wanted.has(event):
+                    await stream.write(dumps(shape(event)) + b"\n")
+                if seq >= message.seq:
+                    break
+        await stream.finish()
+
+    def resumable(self) -> Resumable:
+        """See Sessions.resume."""
+        return {"events": (EventsPlan, self.resume)}
+
+    async def resume(self, plan: EventsPlan, wire: DurableWire) -> None:
+        """Go on with a client that another gateway had."""
+        await wire.flush()
+        await self._follow(ChunkedAnswer(wire), plan, *_PLACE.unpack(wire.sent))
+
+    async def _follow(self, answer: Answer, plan: EventsPlan, last: int, since_ns: int) -> None:
+        """Everything after message `last`, which is of the time since_ns, up to plan.until."""
+        wanted = _Wanted(plan.filters, plan.begin, plan.until)
+        seconds = None if plan.until is None else max(0.0, (plan.until - time.time_ns()) / 1e9)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    async for event, seq, time_ns in self._events(since_ns, last):
+                        if wanted.has(event):
+                            text = dumps(shape(event)) + b"\n"
+                            await answer.write(text, _PLACE.pack(seq, time_ns))
+            await answer.finish()
+        finally:
+            await answer.close()
+
+    async def _events(self, since_ns: int, last: int) -> AsyncGenerator[tuple[Event, int, int]]:
+        """Event, sequence number and time of every message after `last` from a time on."""
+        following = self._gateway.engine.bus.follow(
+            subjects.EVENTS_STREAM, subject=subjects.EVENTS, since_ns=since_ns
+        )
+        async with contextlib.aclosing(_generator(following)) as messages:
+            async for message in messages:
+                if message.seq > last:
+                    yield Event.unpack(message.data), message.seq, message.time_ns
 
 
 async def _generator(messages: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -95,17 +139,6 @@ async def _generator(messages: AsyncIterator[Message]) -> AsyncGenerator[Message
         closing = getattr(messages, "aclose", None)
         if closing is not None:
             await closing()
-
-
-async def _send(
-    messages: AsyncIterator[Message], wanted: _Wanted, stream: ResponseStream, last: int
-) -> None:
-    async for message in messages:
-        event = Event.unpack(message.data)
-        if wanted.has(event):
-            await stream.write(dumps(shape(event)) + b"\n")
-        if last and message.seq >= last:
-            return
 
 
 def shape(event: Event) -> dict[str, Any]:
@@ -130,13 +163,13 @@ class _Wanted:
     """Which events a client asked for."""
 
     def __init__(self, given: Filters, since: int, until: int | None) -> None:
+        self.since = since
         self._given = given
-        self._since = since
         self._until = until
 
     def has(self, event: Event) -> bool:
         """Whether this is one of them."""
-        if event.time_ns < self._since or (self._until and event.time_ns > self._until):
+        if event.time_ns < self.since or (self._until and event.time_ns > self._until):
             return False
         return all(_matches(event, name, values) for name, values in self._given.items())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,21 @@ from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply, empty, json_reply
 from mooring.gateway.http.request import Request
-from mooring.gateway.output import Formatter, multiplexed
-from mooring.gateway.relay import Input, Relay, open_log
+from mooring.gateway.output import multiplexed
+from mooring.gateway.relay import Input, Relay, carry_on, formatter_of, open_log
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.create import ExecStart, console_size, exec_config
 from mooring.gateway.schema.decode import fit, json_body
+from mooring.gateway.sessions.plans import AttachPlan
+from mooring.gateway.sessions.resuming import Resumable
+from mooring.gateway.sessions.store import Beginning
+from mooring.gateway.sessions.wire import DurableWire
 from mooring.kit import subjects
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.base import Done
 from mooring.kit.models.exec import (
     CreateExec,
-    ExecConfig,
     ExecCreated,
     ExecRecord,
     ExecStarted,
@@ -102,6 +106,20 @@ class ExecRoutes:
         engine = self._gateway.engine
         config = record.config
         opened = OpenStream(id=record.container, exec_id=record.id, offset=0, follow=True)
+        plan = AttachPlan(
+            kind="exec",
+            node=record.node,
+            opened=opened,
+            raw=tty,
+            stdout=config.attach_stdout,
+            stderr=config.attach_stderr,
+            container=record.container,
+            exec_id=record.id,
+        )
+        if config.attach_stdin:
+            plan.session = secrets.token_hex(8)
+            plan.detach_keys = detach.parse(config.detach_keys) if tty else None
+        formatter = formatter_of(plan)
         # The host keeps the stream waiting for the exec: that saves a round trip after the start.
         starting = engine.background(engine.ask(subjects.EXEC_START, message, ExecStarted))
         async with contextlib.AsyncExitStack() as stack:
@@ -109,7 +127,10 @@ class ExecRoutes:
             if config.attach_stdout or config.attach_stderr or config.attach_stdin:
                 reading = await stack.enter_async_context(open_log(engine.bus, record.node, opened))
             started = await asyncio.shield(starting)
-            wire = await request.hijack(content_type(request, tty=tty))
+            beginning = None
+            if reading is not None and not started.error:
+                beginning = Beginning(plan, formatter.state(reading.offset))
+            wire = await request.hijack(content_type(request, tty=tty), beginning)
             if started.error or reading is None:
                 if started.error:
                     text = f"{started.error}\r\n".encode()
@@ -117,13 +138,23 @@ class ExecRoutes:
                 await self._ended(record.id)
                 await wire.close()
                 return
-            formatter = Formatter(raw=tty, stdout=config.attach_stdout, stderr=config.attach_stderr)
             relay = Relay(
                 engine.bus, wire, formatter, raw=tty, at_end=partial(self._ended, record.id)
             )
-            await relay.run(reading, _input(record, config, tty))
+            await relay.run(reading, Input.of(plan))
         if relay.detached:
             await note(engine, record.container, "exec_detach", {"execID": record.id})
+
+    def resumable(self) -> Resumable:
+        """See Sessions.resume."""
+        return {"exec": (AttachPlan, self.resume)}
+
+    async def resume(self, plan: AttachPlan, wire: DurableWire) -> None:
+        """Go on with a client that another gateway had attached to an exec."""
+        engine = self._gateway.engine
+        ended = partial(self._ended, plan.exec_id)
+        if await carry_on(engine.bus, plan, wire, at_end=ended):
+            await note(engine, plan.container, "exec_detach", {"execID": plan.exec_id})
 
     async def _ended(self, exec_id: str) -> None:
         """Wait until our copy says how it ended."""
@@ -165,13 +196,6 @@ class ExecRoutes:
         if entry is None:
             raise NotFound(f"No such exec instance: {exec_id}")
         return entry.record
-
-
-def _input(record: ExecRecord, config: ExecConfig, tty: bool) -> Input | None:
-    if not config.attach_stdin:
-        return None
-    keys = detach.parse(config.detach_keys) if tty else None
-    return Input(record.node, record.container, 0, record.id, keys)
 
 
 def _shape(record: ExecRecord) -> dict[str, Any]:

@@ -10,12 +10,16 @@ from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply
 from mooring.gateway.http.request import Request
-from mooring.gateway.http.stream import ResponseStream
+from mooring.gateway.http.stream import Answer, ChunkedAnswer
 from mooring.gateway.output import Formatter, error_text
-from mooring.gateway.relay import open_log
+from mooring.gateway.relay import formatted, formatter_of, open_log, resume_at
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.containers import RUNNING_STATES
+from mooring.gateway.sessions.plans import OutputPlan
+from mooring.gateway.sessions.resuming import Resumable
+from mooring.gateway.sessions.store import Beginning
+from mooring.gateway.sessions.wire import DurableWire
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotSupported
 from mooring.kit.models.container import ContainerRecord, State
 from mooring.kit.models.host import OpenStream
@@ -49,7 +53,12 @@ class LogRoutes:
         if record.host_config.log_config.type == "none":
             raise NotSupported("configured logging driver does not support reading")
         tty = record.config.tty
-        formatter = Formatter(
+        follow = query.flag(request, "follow") and _goes_on(record, until_ns)
+        opened = _open(record, tail, since_ns, follow=follow)
+        plan = OutputPlan(
+            kind="logs",
+            node=record.node,
+            opened=opened,
             raw=tty,
             stdout=stdout,
             stderr=stderr,
@@ -59,35 +68,55 @@ class LogRoutes:
             since_ns=since_ns,
             until_ns=until_ns,
         )
-        follow = query.flag(request, "follow") and _goes_on(record, until_ns)
-        opened = _open(record, tail, since_ns, follow=follow)
+        formatter = formatter_of(plan)
+        kind = content_type(request, tty=tty)
         async with open_log(engine.bus, record.node, opened) as reading:
             if opened.offset == 0 and reading.offset > 0:
                 formatter.cut_first_line()
-            stream = request.stream(content_type(request, tty=tty))
-            try:
-                async with asyncio.timeout(_seconds_until(until_ns) if follow else None):
-                    await _send(reading, formatter, stream)
-            except TimeoutError:
-                # `until` has passed: nothing that comes now is asked for.
-                pass
-            except (EngineError, FrameError) as exc:
-                await stream.write(error_text(str(exc), raw=tty))
-            if reading.reason not in ("", "end"):
-                await stream.write(error_text(reading.reason, raw=tty))
-            stream.end()
+            if follow:
+                beginning = Beginning(plan, formatter.state(reading.offset))
+                await _answer(await request.answer(kind, beginning), reading, formatter, plan)
+            else:
+                await _answer(request.stream(kind), reading, formatter, plan)
         return None
 
+    def resumable(self) -> Resumable:
+        """See Sessions.resume."""
+        return {"logs": (OutputPlan, self.resume)}
 
-async def _send(
-    reading: Download[OpenStream], formatter: Formatter, stream: ResponseStream
+    async def resume(self, plan: OutputPlan, wire: DurableWire) -> None:
+        """Go on with a client that another gateway had."""
+        formatter = formatter_of(plan)
+        opened = resume_at(plan.opened, formatter.restore(wire.sent))
+        async with open_log(self._gateway.engine.bus, plan.node, opened) as reading:
+            await wire.flush()
+            await _answer(ChunkedAnswer(wire), reading, formatter, plan)
+
+
+async def _answer(
+    answer: Answer, reading: Download[OpenStream], formatter: Formatter, plan: OutputPlan
 ) -> None:
-    async for offset, data in reading:
-        out = formatter.feed(data, offset)
-        if out:
-            await stream.write(out)
-        if formatter.finished:
-            return
+    """Everything that comes, until it ends or `until` has passed."""
+    tty, until = plan.raw, _seconds_until(plan.until_ns) if plan.opened.follow else None
+    try:
+        try:
+            async with asyncio.timeout(until):
+                async for out, state in formatted(
+                    reading, formatter, steps=answer.limit is not None
+                ):
+                    await answer.write(out, state)
+                    if formatter.finished:
+                        break
+        except TimeoutError:
+            # `until` has passed: nothing that comes now is asked for.
+            pass
+        except (EngineError, FrameError) as exc:
+            await answer.write(error_text(str(exc), raw=tty))
+        if reading.reason not in ("", "end"):
+            await answer.write(error_text(reading.reason, raw=tty))
+        await answer.finish()
+    finally:
+        await answer.close()
 
 
 def _open(record: ContainerRecord, tail: int | None, since_ns: int, *, follow: bool) -> OpenStream:

@@ -1,0 +1,27 @@
+"""Who goes on with which kind of session."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgpack
+
+from .plans import Plan
+from .store import CarryOn
+from .wire import DurableWire
+
+Resumable = dict[str, tuple[type[Plan], Callable[[Any, DurableWire], Awaitable[None]]]]
+"""By kind: the plan's model, and what goes on with it."""
+
+
+def by_kind(known: Resumable) -> CarryOn:
+    """What goes on with any session, by the kind that its plan says."""
+
+    async def carry_on(description: bytes, make: Callable[[bytes], DurableWire]) -> None:
+        kind = msgpack.unpackb(description, raw=False, strict_map_key=False)["kind"]
+        model, resume = known[kind]
+        plan = model.unpack(description)
+        await resume(plan, make(plan.early))
+
+    return carry_on
