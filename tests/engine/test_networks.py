@@ -337,6 +337,16 @@ def test_a_running_container_is_connected_and_disconnected(docker: Engine) -> No
     assert actions[:3] == ["connect", "disconnect", "connect"]
 
 
+def test_a_renamed_container_is_found_by_its_new_name(docker: Engine) -> None:
+    docker.docker("network", "create", "mine")
+    made = sleeper(docker, "web", "--network", "mine", "--network-alias", "www")
+    docker.docker("rename", "web", "shop")
+    assert endpoints(docker, "shop")["mine"]["DNSNames"] == ["shop", "www", made[:12]]
+    stored = next((docker.run / "shims").glob(f"{made}.1/network.msgpack")).read_bytes()
+    assert b"shop" in stored
+    assert b"web" not in stored
+
+
 def test_a_stopped_container_keeps_what_it_is_connected_to(docker: Engine) -> None:
     docker.docker("network", "create", "one")
     docker.docker("create", "--name", "web", "bb", "sleep", "1000")

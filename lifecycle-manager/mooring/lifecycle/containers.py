@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ from mooring.kit.models.container import (
     RenameContainer,
 )
 from mooring.kit.models.image import ImageRecord
-from mooring.kit.models.network import EndpointSettings
+from mooring.kit.models.network import EndpointSettings, HostRename, Progress
 
 from . import states
 from .engine import Engine
@@ -34,6 +35,8 @@ from .placement import choose
 from .resolve import resolve
 from .states import SECOND
 from .volumes import VolumeHandlers
+
+logger = logging.getLogger(__name__)
 
 _CREATE_LIMIT = 60 * SECOND
 """A claim of a name may be taken away after twice this time, so a create ends before."""
@@ -178,7 +181,7 @@ class ContainerHandlers:
         return found
 
     def _network_name(self, text: str) -> str:
-        rows = self._engine.networks.records()
+        rows = [r for r in self._engine.networks.records() if r.progress is Progress.ACTIVE]
         if any(record.name == text for record in rows):
             return text
         matching = [record.name for record in rows if record.id.startswith(text)]
@@ -196,6 +199,7 @@ class ContainerHandlers:
         if row.record.command_id == request.request_id:
             # Renamed by this very request, and the replica died before it gave the name back.
             await engine.names.release(request.container.removeprefix("/"), row.key)
+            await self._tell_host(row.record)
             return Done(revision=row.revision)
         if not new:
             raise InvalidParameter("Neither old nor new names may be empty")
@@ -215,7 +219,19 @@ class ContainerHandlers:
             )
             faults.point("lifecycle.rename.recorded")
             await engine.names.release(old, row.key)
+            await self._tell_host(row.record)
         return Done(revision=row.revision)
+
+    async def _tell_host(self, record: ContainerRecord) -> None:
+        """A container that runs is found on its networks by its new name."""
+        if not record.pid or not any(p.dns_names for p in record.network.endpoints.values()):
+            return
+        request = HostRename(id=record.id, run=record.run, name=record.name)
+        try:
+            await self._engine.hosts.rename(record.node, request)
+        except EngineError as exc:
+            # It has its new name; its networks learn it at the next start at the latest.
+            logger.warning("the networks of %s do not know its name: %s", record.name, exc)
 
     async def note(self, request: NoteContainer) -> Done:
         """Publish an event that changes no state; answers when it is stored."""

@@ -23,6 +23,7 @@ from mooring.kit.models.network import (
     HostConnect,
     HostDisconnect,
     HostNetwork,
+    HostRename,
     HostSubnets,
     HostWired,
     NetworkRecord,
@@ -165,3 +166,8 @@ class Hosts:
         request = MeasureVolumes(names=names)
         reply = await self._bus.request(subject, request, VolumeSizes, timeout=VOLUME_TIMEOUT)
         return reply.sizes
+
+    async def rename(self, node: str, request: HostRename) -> None:
+        """Tell a run's networks the new name of its container."""
+        subject = subjects.runtime(node, subjects.RUNTIME_NETWORK_RENAME)
+        await self._bus.request(subject, request, HostWired)

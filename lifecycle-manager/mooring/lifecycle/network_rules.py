@@ -45,7 +45,7 @@ def draft(request: CreateNetwork, network_id: str) -> NetworkRecord:
     four = _family(request, 4, request.enable_ipv4, default=True)
     if not four and not six:
         raise InvalidParameter("IPv4 or IPv6 must be enabled")
-    _check_options(driver, request.options)
+    _check_options(driver, request.options, internal=request.internal)
     pools = check_pools(request.ipam, four=four, six=six)
     return NetworkRecord(
         id=network_id,
@@ -231,7 +231,7 @@ def _family(request: CreateNetwork, family: int, asked: bool | None, *, default:
     return text in _TRUE if text else default
 
 
-def _check_options(driver: str, options: dict[str, str]) -> None:
+def _check_options(driver: str, options: dict[str, str], *, internal: bool) -> None:
     for name, value in options.items():
         if name == f"{_PREFIX}driver.mtu":
             _check_mtu(name, value)
@@ -241,6 +241,12 @@ def _check_options(driver: str, options: dict[str, str]) -> None:
             _check_bridge_option(name, value)
         else:
             _check_vlan_option(driver, name, value)
+    for family in (4, 6):
+        name = f"{_PREFIX}bridge.gateway_mode_ipv{family}"
+        if options.get(name) == "isolated" and not internal:
+            raise InvalidParameter(
+                "gateway mode 'isolated' can only be used for an internal network"
+            )
     if options.get(f"{_PREFIX}bridge.default_bridge", "") in _TRUE:
         raise Forbidden("only one default bridge network is allowed")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mooring.kit import endpoints
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, NotModified
 from mooring.kit.models.container import ContainerRecord, Health, NetworkState, State
 from mooring.kit.models.host import HostStarted
@@ -326,6 +327,7 @@ def renamed(
         ("rename", {"oldName": f"/{record.name}"}),
         name=name,
         name_revision=name_revision,
+        network=endpoints.renamed(record.network, record.name, name),
         command_id=claim.command,
     )
 

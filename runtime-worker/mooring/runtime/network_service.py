@@ -14,6 +14,7 @@ from mooring.kit.models.network import (
     HostConnect,
     HostDisconnect,
     HostNetwork,
+    HostRename,
     HostSubnets,
     NetworkRecord,
 )
@@ -62,4 +63,5 @@ async def serve(bus: Bus, settings: Settings, networks: HostNetworks, rewiring: 
     await bus.serve(
         subject(subjects.RUNTIME_NETWORK_DISCONNECT), HostDisconnect, rewiring.disconnect
     )
+    await bus.serve(subject(subjects.RUNTIME_NETWORK_RENAME), HostRename, rewiring.rename)
     await networks.tell(announce)

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from mooring.kit import faults, log
+from mooring.kit import endpoints, faults, log
 from mooring.kit.errors import Conflict, NotFound
 from mooring.kit.models.host import HostStart
 from mooring.kit.models.network import (
     EndpointSettings,
     HostConnect,
     HostDisconnect,
+    HostRename,
     HostWired,
     NetworkState,
 )
@@ -38,6 +39,7 @@ class Wires(Protocol):
         self, request: HostDisconnect, state: NetworkState, namespace: str
     ) -> NetworkState: ...
     def disconnected(self, holder: str, network: str) -> None: ...
+    async def renamed(self, holder: str, state: NetworkState) -> None: ...
 
 
 class Rewiring:
@@ -84,6 +86,19 @@ class Rewiring:
                 self._note_command(request.id, request.network, None)
                 faults.point("runtime.disconnect.recorded")
                 return HostWired(network=state)
+
+    async def rename(self, request: HostRename) -> HostWired:
+        """Another name on all networks."""
+        async with self._locks.hold(request.id):
+            run = self._live(request.id, request.run)
+            state = read_state(run.directory)
+            # The name comes first among those of an endpoint.
+            old = next((p.dns_names[0] for p in state.endpoints.values() if p.dns_names), "")
+            if old and old != request.name:
+                state = endpoints.renamed(state, old, request.name)
+                replace(f"{run.directory}/{NETWORK}", state.pack())
+            await self._networks.renamed(f"{request.id}.{request.run}", state)
+            return HostWired(network=state)
 
     def _live(self, id_: str, run: int) -> Run:
         found = self._runs.find(id_, run)

@@ -198,6 +198,10 @@ class HostNetworks:
             return
         lan.release(holder)
 
+    async def renamed(self, holder: str, state: NetworkState) -> None:
+        """A container is found by other names from now on."""
+        # hook: dns.join again
+
     async def _member(
         self, name: str, holder: str, settings: EndpointSettings, names: list[str]
     ) -> Member:

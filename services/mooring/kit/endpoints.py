@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from .errors import InvalidParameter, NotSupported
 from .models.container import ContainerConfig, HostConfig
-from .models.network import EndpointSettings, NetworkRecord
+from .models.network import EndpointSettings, NetworkRecord, NetworkState
 
 PREDEFINED = ("bridge", "host", "none")
 _MAC = re.compile(r"(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\Z", re.IGNORECASE)
@@ -167,6 +167,15 @@ def endpoint_sysctls(settings: EndpointSettings) -> dict[str, str]:
 def interface_name(settings: EndpointSettings) -> str:
     """The name asked for with DriverOpts; empty for the next ethN."""
     return (settings.driver_opts or {}).get(_INTERFACE, "")
+
+
+def renamed(state: NetworkState, old: str, new: str) -> NetworkState:
+    """The state of a container that is found by another name."""
+    points = {}
+    for network, point in state.endpoints.items():
+        names = [new if name == old else name for name in point.dns_names]
+        points[network] = point.model_copy(update={"dns_names": list(dict.fromkeys(names))})
+    return state.model_copy(update={"endpoints": points})
 
 
 def _is_address(text: str, version: int) -> bool:

@@ -249,6 +249,14 @@ class HostDisconnect(Request):
     network: str
 
 
+class HostRename(Request):
+    """A run's container has another name, by which it is found on its networks from now on."""
+
+    id: str
+    run: int
+    name: str
+
+
 class HostWired(Done):
     """All of a run's network after a connect or disconnect."""
 
