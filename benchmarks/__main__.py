@@ -36,6 +36,10 @@ TARGETS = {
     "container to log (MB/s)": 6.0,
     "GET logs (MB/s)": 10.0,
     "attach (MB/s)": 3.0,
+    "cp in, 100 MB (MB/s)": 1.0,
+    "cp out, 100 MB (MB/s)": 1.0,
+    "cp in, 5,000 files (files/s)": 1.0,
+    "cp out, 5,000 files (files/s)": 1.0,
 }
 # Absolute ones: at least, at most.
 FLOORS = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from .archive import archive
 from .engines import API, IMAGE, Engine
 from .memory import cpu, pss
 from .wire import READ, Refused
@@ -355,4 +356,5 @@ ALL = {
     "logs": logs,
     "density": density,
     "recovery": recovery,
+    "archive": archive,
 }

@@ -18,6 +18,7 @@ from .http.listen import open_all
 from .http.server import Server
 from .router import Route, Router
 from .routes import unsupported
+from .routes.archive import ArchiveRoutes
 from .routes.attach import AttachRoutes
 from .routes.build import BuildRoutes
 from .routes.commands import CommandRoutes
@@ -61,6 +62,7 @@ def _sections(gateway: Gateway) -> list[Any]:
         UsageRoutes,
         NetworkRoutes,
         VolumeRoutes,
+        ArchiveRoutes,
     )
     return [section(gateway) for section in sections]
 

@@ -21,6 +21,8 @@ from mooring.kit.models.volume import MeasureVolumes, PrepareVolumes, RemoveHost
 from mooring.kit.process import Service
 
 from . import network_service, node, spec
+from .archive import service as archives
+from .archive.service import Archives
 from .build import service as builds
 from .bundle import Bundles
 from .containers import Containers, Parts
@@ -114,7 +116,8 @@ async def main(settings: Settings, service: Service) -> None:
             # No start has to wait for the default filter to be compiled.
             usual = spec.capability_names(HostConfig(), facts)
             await seccomp.compiled(None, frozenset(usual))
-            bundles = Bundles(layout, facts, snapshots, Users(), settings.cgroup_root)
+            users = Users()
+            bundles = Bundles(layout, facts, snapshots, users, settings.cgroup_root)
             containers = Containers(
                 Parts(
                     settings=settings,
@@ -138,6 +141,11 @@ async def main(settings: Settings, service: Service) -> None:
             rewiring = Rewiring(layout, runs, networks, locks)
             await network_service.serve(bus, settings, networks, rewiring)
             await _serve_volumes(bus, settings, volumes)
+            await archives.serve(
+                bus,
+                settings.node_id,
+                Archives(layout, runs, bundles, snapshots, users, volumes, locks, environment),
+            )
             await service.ready()
             record = node.describe(settings)
             await _announce(bus, record)

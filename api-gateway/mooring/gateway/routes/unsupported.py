@@ -11,9 +11,6 @@ from mooring.gateway.router import Route
 from mooring.kit.errors import NotSupported, Unavailable
 
 _NOT_YET: tuple[tuple[str, str, str], ...] = (
-    ("HEAD", "/containers/{id}/archive", "copying files from a container"),
-    ("GET", "/containers/{id}/archive", "copying files from a container"),
-    ("PUT", "/containers/{id}/archive", "copying files into a container"),
     ("POST", "/containers/{id}/checkpoints", "checkpointing a container"),
     ("GET", "/containers/{id}/checkpoints", "checkpointing a container"),
     ("GET", "/images/{name}/attestations", "attestations of images"),

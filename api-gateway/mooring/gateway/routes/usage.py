@@ -15,12 +15,14 @@ from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema import images as schema
 from mooring.gateway.schema import query
+from mooring.gateway.schema.volumes import volume
 from mooring.gateway.views.image_filters import select
 from mooring.kit import subjects
 from mooring.kit.errors import EngineError, InvalidParameter
 from mooring.kit.models.container import ContainerRecord
 from mooring.kit.models.host import ContainerSize, HostSize
 from mooring.kit.models.image import ImageRecord, ImagesPruned, PruneImages
+from mooring.kit.models.volume import MeasureVolumes, VolumeSizes
 
 from .images import shared_size
 
@@ -77,7 +79,7 @@ class UsageRoutes:
         if "container" in wanted:
             found["Containers"] = await self._containers()
         if "volume" in wanted:
-            found["Volumes"] = []
+            found["Volumes"] = await self._volumes()
         if "build-cache" in wanted:
             found["BuildCache"] = []
         return json_reply(found)
@@ -100,6 +102,31 @@ class UsageRoutes:
             for image, tags in select(engine.images, {})
         ]
         return {"LayersSize": sum(sizes.values()), "Images": rows}
+
+    async def _volumes(self) -> list[dict[str, Any]]:
+        engine = self._gateway.engine
+        records, users = engine.volumes.all(), engine.volumes.users()
+        sizes: dict[str, int] = {}
+        for node in {record.node for record in records}:
+            names = [record.name for record in records if record.node == node]
+            with contextlib.suppress(EngineError):
+                found = await engine.bus.request(
+                    subjects.runtime(node, subjects.RUNTIME_VOLUME_SIZES),
+                    MeasureVolumes(names=names),
+                    VolumeSizes,
+                    timeout=_SLOW,
+                )
+                sizes |= found.sizes
+        return [
+            {
+                **volume(record),
+                "UsageData": {
+                    "RefCount": users.get(record.name, 0),
+                    "Size": sizes.get(record.name, -1),
+                },
+            }
+            for record in records
+        ]
 
     async def _containers(self) -> list[dict[str, Any]]:
         engine = self._gateway.engine

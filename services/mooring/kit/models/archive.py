@@ -14,6 +14,8 @@ class ArchiveRequest(Request):
     image: ImageRecord
     images: list[ImageRecord] = []
     """Those that are mounted in it."""
+    container: str = ""
+    """As the user named it."""
     path: str
 
 
