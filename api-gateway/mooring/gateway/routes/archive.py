@@ -6,10 +6,12 @@ import base64
 import json
 from typing import Any
 
+from mooring.gateway import direct
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply, dumps, empty
 from mooring.gateway.http.request import Request
+from mooring.gateway.http.stream import ResponseStream
 from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.archive import path_stat
@@ -55,25 +57,40 @@ class ArchiveRoutes:
     async def read(self, request: Request) -> None:
         """What is at a path, with all below it."""
         message = self._reading(request, stat_only=False)
-        record = message.record
         engine = self._gateway.engine
-        subject = subjects.runtime(record.node, subjects.RUNTIME_ARCHIVE_READ)
-        async with download(engine.bus, subject, message, resume=_broken) as source:
+        if direct.is_here(engine, message.record.node):
+            async with direct.reading(engine, message) as (described, frames):
+                if frames is not None:
+                    stream = await self._begin(request, message, described)
+                    async for data in frames:
+                        await stream.write(data)
+                    stream.end()
+                    return
+        await self._read_stream(request, message)
+
+    async def _read_stream(self, request: Request, message: ReadArchive) -> None:
+        """The same by way of the bus."""
+        subject = subjects.runtime(message.record.node, subjects.RUNTIME_ARCHIVE_READ)
+        async with download(self._gateway.engine.bus, subject, message, resume=_broken) as source:
             head, stream = b"", None
             async for _, piece in source:
                 if stream is not None:
-                    await stream.write(piece)
+                    await stream.write(bytes(piece))
                     continue
                 head += piece
                 described, rest = _description(head)
-                if described is None:
-                    continue
-                await note(engine, record.id, "archive-path")
-                stream = request.stream(_TAR, 200, (_header(described),))
-                await stream.write(rest)
+                if described is not None:
+                    stream = await self._begin(request, message, described)
+                    await stream.write(rest)
             if stream is None or source.reason != "end":
                 raise EngineError(source.reason or "the archive broke off")
             stream.end()
+
+    async def _begin(
+        self, request: Request, message: ReadArchive, described: dict[str, Any]
+    ) -> ResponseStream:
+        await note(self._gateway.engine, message.record.id, "archive-path")
+        return request.stream(_TAR, 200, (_header(described),))
 
     async def write(self, request: Request) -> Reply:
         """Extract a tar, perhaps compressed, in a directory."""
@@ -88,6 +105,15 @@ class ArchiveRoutes:
             copy_ids=_go_flag(request, "copyUIDGID"),
         )
         engine = self._gateway.engine
+        if direct.is_here(engine, record.node):
+            async with direct.writing(engine, message) as sending:
+                if sending is not None:
+                    async for piece in request.chunks():
+                        if not await sending.write(piece):
+                            break
+                    await sending.finish()
+                    await note(engine, record.id, "extract-to-dir")
+                    return empty(200)
         subject = subjects.runtime(record.node, subjects.RUNTIME_ARCHIVE_WRITE)
         async with upload(engine.bus, subject, message, ArchiveWritten) as sending:
             async for piece in request.chunks():

@@ -7,6 +7,7 @@ init's pidfd. The answer to `stat` and `read` comes before the first byte of the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import sys
 from mooring.runtime.oci.errors import OciError
 from mooring.runtime.oci.linux import AT_FDCWD, RESOLVE_NO_MAGICLINKS, openat2
 
+from . import frames
 from .locating import Found, absolute, evaluate
 from .view import enter
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from mooring.runtime.images.tar import TarReader
 
 PACKET = 256 << 10
+_DRAIN = 5.0
+"""Seconds."""
 
 
 class _Answer(Exception):
@@ -41,42 +45,86 @@ def main(sock: socket.socket) -> None:
     sock.setblocking(True)
     data, fds, _, _ = socket.recv_fds(sock, PACKET, 4)
     job = json.loads(data)
-    stream = fds[0] if fds else -1
     pidfd = fds[1] if len(fds) > 1 else -1
+    if job["op"] == "write":
+        _write_job(sock, job, fds[0], pidfd)
+    else:
+        _read_job(sock, job, fds[0], pidfd)
+
+
+def _tell(sock: socket.socket, answer: dict[str, Any]) -> None:
+    sock.send(json.dumps(answer).encode())
+
+
+def _read_job(sock: socket.socket, job: dict[str, Any], stream: int, pidfd: int) -> None:
     try:
         # What is imported is on the host, so before the root changes.
-        if job["op"] == "write":
-            from . import unpacking
+        from .packing import Packer
 
-            sys.path += job["site"]
-            reader = unpacking.open_stream(stream)
-        elif job["op"] == "read":
-            from .packing import Packer
         enter(job, pidfd)
-        if job["op"] == "write":
-            _write(job, reader)
-            answer: dict[str, Any] = {"done": True}
-        else:
-            found = _find(job)
-            answer = found.describe()
-    except _Answer as error:
-        answer = {"error": str(error), "kind": error.kind}
-    except OciError as error:
-        answer = {"error": str(error), "kind": "internal"}
+        found = _find(job)
+        described = found.describe()
+    except (_Answer, OciError, OSError) as error:
+        _tell(sock, _refusal(error))
+        return
+    _tell(sock, described)
+    if job["op"] != "read":
+        return
+    connection = None
+    result: dict[str, Any] = {}
+    try:
+        if job["direct"]:
+            connection = frames.accept(stream)
+            stream = connection.fileno()
+        Packer(stream, framed=job["direct"]).pack(found.directory, found.name, described["name"])
     except OSError as error:
-        answer = {"error": f"{error.strerror or error}".lower(), "kind": "internal"}
-    sock.send(json.dumps(answer).encode())
-    if job["op"] == "read" and "error" not in answer:
-        try:
-            Packer(stream).pack(found.directory, found.name, answer["name"])
-        except BrokenPipeError:
-            return
-        except OSError as error:
-            # The stream ends here, and the worker says why instead of its end.
-            reason = f"{error.strerror or error}".lower()
-            sock.send(json.dumps({"error": reason, "kind": "internal"}).encode())
-            sys.exit(1)
-        sock.send(b'{"done": true}')
+        # The stream ends here, and not with its end.
+        result = _refusal(error)
+    if connection is not None:
+        frames.end(connection, result)
+    _tell(sock, result)
+
+
+def _write_job(sock: socket.socket, job: dict[str, Any], stream: int, pidfd: int) -> None:
+    from . import unpacking
+
+    connection = None
+    result: dict[str, Any] = {}
+    sys.path += job["site"]
+    try:
+        if job["direct"]:
+            connection = frames.accept(stream)
+            read = frames.FramedInput(connection).read
+        else:
+            read = functools.partial(os.read, stream)
+        reader = unpacking.open_stream(read)
+        enter(job, pidfd)
+        _write(job, reader)
+    except EOFError:
+        result = {"error": "the copy was broken off", "kind": "unavailable"}
+    except (_Answer, OciError, OSError) as error:
+        result = _refusal(error)
+    if connection is not None:
+        frames.end(connection, result, ended=True)
+        _drain(connection)
+    _tell(sock, result)
+
+
+def _drain(connection: socket.socket) -> None:
+    """What is still being sent has to be read: else the answer would be lost with it."""
+    connection.settimeout(_DRAIN)
+    try:
+        while connection.recv(1 << 20):
+            pass
+    except OSError:
+        pass
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    if isinstance(error, _Answer):
+        return {"error": str(error), "kind": error.kind}
+    text = str(error) if isinstance(error, OciError) else str(error.args[-1] or error).lower()
+    return {"error": text or type(error).__name__, "kind": "internal"}
 
 
 def _missing(job: dict[str, Any]) -> _Answer:

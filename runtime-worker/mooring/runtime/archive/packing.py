@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
+from .frames import header
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLUSH = 256 << 10
+_FRAME = 1 << 30
 _SMALL = 64 << 10
 """Bytes up to which a file goes through the buffer; larger ones never enter this process."""
 _REST = b"ustar\x0000" + bytes(64) + b"%b" + bytes(167)
@@ -30,10 +33,11 @@ _PADDING = [bytes(-n % 512) for n in range(512)]
 
 
 class Packer:
-    """Writes one archive to a descriptor."""
+    """Writes one archive to a descriptor, in frames (frames.py) if that is wanted."""
 
-    def __init__(self, out: int) -> None:
+    def __init__(self, out: int, *, framed: bool = False) -> None:
         self._out = out
+        self._framed = framed
         self._parts: list[bytes] = []
         self._held = 0
         self._linked: dict[tuple[int, int], bytes] = {}
@@ -144,17 +148,27 @@ class Packer:
                 self._flush()
             return
         self._flush()
-        sent = 0
-        while sent < size:
-            count = os.sendfile(self._out, descriptor, sent, min(size - sent, 1 << 30))
+        offset = 0
+        while offset < size:
+            length = min(size - offset, _FRAME)
+            self._send_file(descriptor, offset, length)
+            offset += length
+        self._write(_PADDING[size % 512])
+
+    def _send_file(self, descriptor: int, offset: int, length: int) -> None:
+        """A part of a file, exactly so long, without its bytes entering this process."""
+        if self._framed:
+            self._send(header(length))
+        end = offset + length
+        while offset < end:
+            count = os.sendfile(self._out, descriptor, offset, end - offset)
             if not count:
                 break
-            sent += count
-        while sent < size:
-            piece = bytes(min(size - sent, _FLUSH))
-            self._write(piece)
-            sent += len(piece)
-        self._write(_PADDING[size % 512])
+            offset += count
+        while offset < end:
+            piece = bytes(min(end - offset, _FLUSH))
+            self._send(piece)
+            offset += len(piece)
 
     def _header(
         self,
@@ -221,11 +235,19 @@ class Packer:
             self._flush()
 
     def _flush(self) -> None:
-        data = memoryview(b"".join(self._parts))
+        if not self._held:
+            return
+        data = b"".join(self._parts)
         self._parts.clear()
         self._held = 0
-        while data:
-            data = data[os.write(self._out, data) :]
+        if self._framed:
+            self._send(header(len(data)))
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._out, view) :]
 
 
 _PLAIN_REST = _REST % bytes(16)

@@ -7,6 +7,9 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
+import shutil
+import socket
 import struct
 import sysconfig
 from collections.abc import AsyncIterable
@@ -14,14 +17,14 @@ from typing import Any
 
 from mooring.kit import faults, subjects
 from mooring.kit.bus import Bus
-from mooring.kit.errors import Unavailable
+from mooring.kit.errors import EngineError, Unavailable
 from mooring.kit.models.archive import (
+    ArchiveOpened,
     ArchiveRequest,
     ArchiveWritten,
     ReadArchive,
     WriteArchive,
 )
-from mooring.kit.models.container import MountPoint
 from mooring.kit.streams import serve_downloads, serve_uploads
 from mooring.runtime import mounts
 from mooring.runtime.bundle import Bundles
@@ -41,7 +44,11 @@ _HELPER = "mooring.runtime.archive.helper"
 class _Copy:
     """One copy: its helper, its end of the pipe, what it holds while it lasts."""
 
-    def __init__(self, parts: Archives, request: ArchiveRequest, *, write: bool) -> None:
+    def __init__(
+        self, parts: Archives, request: ArchiveRequest, *, write: bool, direct: bool = False
+    ) -> None:
+        self._direct = direct
+        self.path = ""
         self._parts = parts
         self._request = request
         self._write = write
@@ -70,14 +77,19 @@ class _Copy:
             run = parts.runs.live(record.id)
         descriptors: list[int] = []
         try:
-            ours, theirs = self._pipes()
-            descriptors.append(theirs)
+            ours = -2
+            if self._direct:
+                descriptors.append(self._listen())
+            else:
+                ours, theirs = self._pipes()
+                descriptors.append(theirs)
             if run is not None:
                 descriptors.append(_open_init(run))
                 job |= {"mounts": _mounts_of(run), "rootfs": None}
             else:
                 job |= await self._stopped()
             job |= {"container": self._request.container, "write": self._write}
+            job["direct"] = self._direct
             job |= {"path": self._request.path, "site": [sysconfig.get_path("purelib")]}
             helper = Helper(_HELPER, parts.environment)
             self.helper = await self._stack.enter_async_context(helper)
@@ -86,6 +98,15 @@ class _Copy:
             for descriptor in descriptors:
                 os.close(descriptor)
         self.pipe = ours
+
+    def _listen(self) -> int:
+        """A socket for the gateway to connect to, for as long as this lasts."""
+        self.path = f"{self._parts.directory}/{secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(self.path)
+            self._stack.callback(_unlink, self.path)
+            listener.listen(1)
+            return listener.detach()
 
     def _pipes(self) -> tuple[int, int]:
         readable, writable = os.pipe2(os.O_CLOEXEC)
@@ -222,6 +243,10 @@ class Archives:
         environment: dict[str, str],
     ) -> None:
         self.layout = layout
+        self.directory = f"{layout.run}/archive"
+        self._tasks: set[asyncio.Task[None]] = set()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        os.makedirs(self.directory, mode=0o700)
         self.runs = runs
         self.bundles = bundles
         self.snapshots = snapshots
@@ -247,17 +272,8 @@ class Archives:
         self, request: WriteArchive, upload: AsyncIterable[memoryview]
     ) -> ArchiveWritten:
         """Extract what is uploaded; NotFound, InvalidParameter, Forbidden."""
-        record = request.record
         copy = _Copy(self, request, write=True)
-        await copy.open(
-            {
-                "op": "write",
-                "no_overwrite": request.no_overwrite,
-                "user": self._user(request) if request.copy_ids else None,
-                "readonly": record.host_config.readonly_rootfs,
-                "places": [(p.destination, p.rw) for p in record.mounts if _is_place(p)],
-            }
-        )
+        await copy.open(self._write_job(request))
         try:
             answer = asyncio.ensure_future(copy.answer())
             try:
@@ -275,6 +291,46 @@ class Archives:
             await copy.close()
         return ArchiveWritten()
 
+    async def open_read(self, request: ReadArchive) -> ArchiveOpened:
+        """The same as `read`, for a gateway that takes the bytes from a socket."""
+        copy = _Copy(self, request, write=False, direct=True)
+        await copy.open({"op": "read"})
+        try:
+            described = await copy.answer()
+        except BaseException:
+            await copy.close()
+            raise
+        self._watch(copy)
+        return ArchiveOpened(path=copy.path, described=described)
+
+    async def open_write(self, request: WriteArchive) -> ArchiveOpened:
+        """The same as `write`, for a gateway that brings the bytes to a socket."""
+        copy = _Copy(self, request, write=True, direct=True)
+        await copy.open(self._write_job(request))
+        self._watch(copy)
+        return ArchiveOpened(path=copy.path)
+
+    def _watch(self, copy: _Copy) -> None:
+        task = asyncio.create_task(_until_done(copy), name="copy")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _write_job(self, request: WriteArchive) -> dict[str, Any]:
+        record = request.record
+        return {
+            "op": "write",
+            "no_overwrite": request.no_overwrite,
+            "user": self._user(request) if request.copy_ids else None,
+            "readonly": record.host_config.readonly_rootfs,
+            "places": [(p.destination, p.rw) for p in record.mounts if p.type != "tmpfs"],
+        }
+
     def _user(self, request: WriteArchive) -> tuple[int, int] | None:
         user = request.record.config.user
         if not user:
@@ -284,8 +340,18 @@ class Archives:
         return found.uid, found.gid
 
 
-def _is_place(point: MountPoint) -> bool:
-    return point.type != "tmpfs"
+async def _until_done(copy: _Copy) -> None:
+    try:
+        # The gateway hears it from the helper itself.
+        with contextlib.suppress(EngineError):
+            await copy.answer()
+    finally:
+        await copy.close()
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 async def _write_all(pipe: int, piece: memoryview) -> None:
@@ -301,5 +367,10 @@ async def serve(bus: Bus, node: str, archives: Archives) -> None:
     """Answer for the files of the containers of this host."""
     read = subjects.runtime(node, subjects.RUNTIME_ARCHIVE_READ)
     write = subjects.runtime(node, subjects.RUNTIME_ARCHIVE_WRITE)
+    open_read = subjects.runtime(node, subjects.RUNTIME_ARCHIVE_OPEN_READ)
+    open_write = subjects.runtime(node, subjects.RUNTIME_ARCHIVE_OPEN_WRITE)
+    await bus.serve(open_read, ReadArchive, archives.open_read)
+    await bus.serve(open_write, WriteArchive, archives.open_write)
+    bus.at_close(archives.close)
     await serve_downloads(bus, read, ReadArchive, archives.read)
     await serve_uploads(bus, write, WriteArchive, archives.write)

@@ -265,15 +265,11 @@ def _set_xattrs(fd: int, xattrs: dict[bytes, bytes]) -> None:
                 raise
 
 
-def open_stream(stream: int) -> TarReader:
-    """A reader of an archive, perhaps compressed, from a descriptor.
+def open_stream(read: compress.Read) -> TarReader:
+    """A reader of an archive, perhaps compressed.
 
     It waits for the first bytes, and imports what it will need: later the root is another.
     """
-
-    def read(limit: int) -> bytes:
-        return os.read(stream, limit)
-
     start, again = compress.peek(read)
     compression = compress.detect(start)
     if compression is not compress.Compression.NONE:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .base import Done, Request
 from .container import ContainerRecord
 from .image import ImageRecord
@@ -33,6 +35,18 @@ class WriteArchive(ArchiveRequest):
     """A directory is not replaced by something else, nor the reverse."""
     copy_ids: bool = False
     """All of it becomes the container's user's, if it has one."""
+
+
+class ArchiveOpened(Done):
+    """A gateway on the same host may take the bytes from (or bring them to) this socket itself.
+
+    They come in frames: 4 bytes, big-endian, how many follow. A frame of none is the end; from the
+    host there follows a last frame of JSON: `{}`, or `error` and `kind`.
+    """
+
+    path: str
+    described: dict[str, Any] = {}
+    """As in the stream of ReadArchive; a copy into a container has none."""
 
 
 class ArchiveWritten(Done):
