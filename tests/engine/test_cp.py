@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import bz2
+import contextlib
 import gzip
+import http.client
 import io
 import json
 import lzma
@@ -275,10 +277,11 @@ def test_a_container_that_swaps_directories_for_links_leads_nowhere(
     for _ in range(25):
         put(docker, "web", "/a", data)
         put(docker, "web", "/a/d", tar_of(entry("g", b"x")))
-        answer = docker.api("GET", "/containers/web/archive?path=/a/d/.")
-        assert b"the host's" not in answer.body
-        answer = docker.api("GET", "/containers/web/archive?path=/a/d/f")
-        assert b"the host's" not in answer.body
+        for path in ("/a/d/.", "/a/d/f", "/a"):
+            # What vanishes in the very middle breaks the answer off.
+            with contextlib.suppress(http.client.IncompleteRead):
+                answer = docker.api("GET", f"/containers/web/archive?path={path}")
+                assert b"the host's" not in answer.body
     assert [path.name for path in secret.iterdir()] == ["f"]
     assert {path.name for path in Path("/").iterdir()} == marks
 
