@@ -33,7 +33,7 @@ class FakeLauncher:
             shim.close()
 
 
-async def filled(pool: Pool, size: int) -> None:
+async def filled(pool: Pool[WarmShim], size: int) -> None:
     async with asyncio.timeout(5):
         while len(pool) < size:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

@@ -55,9 +55,12 @@ class Users(Protocol):
 class Prepared:
     """A run that is on disk, ready for a shim."""
 
-    __slots__ = ("cgroup", "overlay", "warnings")
+    __slots__ = ("cgroup", "overlay", "spec", "warnings")
 
-    def __init__(self, overlay: Overlay, cgroup: str, warnings: list[str]) -> None:
+    def __init__(
+        self, overlay: Overlay, cgroup: str, warnings: list[str], value: dict[str, Any]
+    ) -> None:
+        self.spec = value
         self.overlay = overlay
         self.cgroup = cgroup
         self.warnings = warnings
@@ -129,7 +132,7 @@ class Bundles:
         write(f"{bundle}/config.json", dumps(value))
         if record.config.healthcheck is not None:
             write(f"{bundle}/{HEALTHCHECK}", record.config.healthcheck.pack())
-        return Prepared(overlay, cgroup, warnings)
+        return Prepared(overlay, cgroup, warnings, value)
 
     def user_mounts(self, request: HasMounts) -> list[MountPoint]:
         """The user's mounts, those of images with the directories that they are."""

@@ -28,14 +28,14 @@ from mooring.kit.timing import Steps
 from . import spec
 from .bundle import Bundles, Prepared, replace
 from .joins import Joins
-from .launching import ShimDied, WarmShim
+from .launching import ShimDied
 from .layout import Layout
 from .locks import KeyedLocks
 from .reaper import Reaper
 from .runs import NETWORK, Run, Runs, Stage
 from .sandbox import Networks, Sandbox, kind
 from .sharedshm import share
-from .waiting import until_ended, until_executed, until_gone
+from .waiting import until_ended, until_executed
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ _RUNTIME_WORDS = (
 
 
 class Shims(Protocol):
-    """Warm shims; see pool.Pool."""
+    """What runs containers; see handing.Shims."""
 
-    async def take(self) -> WarmShim: ...
+    async def start(self, message: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]: ...
     def refill(self) -> None: ...
 
 
@@ -156,7 +156,6 @@ class Containers:
         steps = Steps(f"start {id_[:12]}.{run}")
         directory = self._layout.run_directory(id_, run)
         sandbox: Sandbox | None = None
-        shim: WarmShim | None = None
         os.mkdir(directory, 0o700)
         self._runs.add(id_, run)
         try:
@@ -183,9 +182,7 @@ class Containers:
             faults.point("runtime.start.prepared")
             steps.mark("prepare")
             message = self._message(request, directory, prepared, seccomp)
-            shim = await self._parts.shims.take()
-            steps.mark("shim")
-            answer = await self._hand_over(shim, message, directory)
+            answer = await self._parts.shims.start(message, prepared.spec)
             steps.mark("run")
             if error := answer.get("error"):
                 answered = self._refused(error)
@@ -203,8 +200,6 @@ class Containers:
             await self._undo(id_, run, cgroup)
             raise
         finally:
-            if shim is not None:
-                shim.close()
             if sandbox is not None:
                 sandbox.close()
             self._parts.shims.refill()
@@ -256,22 +251,6 @@ class Containers:
             started_ns=known.started_ns,
             network=network,
         )
-
-    async def _hand_over(
-        self, shim: WarmShim, message: dict[str, Any], directory: str
-    ) -> dict[str, Any]:
-        """Give a warm shim its container; its answer, or what it left of one."""
-        try:
-            return await shim.run(message)
-        except ShimDied:
-            if not os.path.exists(f"{directory}/shim.json"):
-                # Only its helper may be dead: then it still clears away what that had made.
-                await until_gone(shim.pid, shim.start)
-                raise
-        # The program may have run: the agent tells what became of it.
-        found = self._runs.find(message["id"], message["run"])
-        assert found is not None
-        return {"pid": found.init_pid, "started_ns": found.started_ns}
 
     def _message(
         self, request: HostStart, directory: str, prepared: Prepared, seccomp: str | None

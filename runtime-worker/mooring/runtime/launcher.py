@@ -18,10 +18,11 @@ from _socket import (
     socket,
     socketpair,
 )
-from os import O_WRONLY, close, write
+from os import O_WRONLY, POSIX_SPAWN_DUP2, close, posix_spawn, waitpid, write
 from os import open as open_file
-from select import EPOLL_CLOEXEC, epoll
+from select import EPOLL_CLOEXEC, EPOLLRDHUP, epoll
 
+from mooring.runtime.oci import machine
 from mooring.runtime.oci.linux import set_name
 from mooring.shim import packets, shim, warm
 from mooring.shim.rawsignal import (
@@ -44,8 +45,13 @@ if TYPE_CHECKING:
 CONTROL = 3
 """The descriptor of the worker's socket. When it closes, the launcher ends; its shims go on."""
 
+BARE = b"bare"
+"""The request for a shim without a helper: its container is made by whoever asked for it."""
+_SO_PASSCRED = 16
 _PACKET_BYTES = 4 << 10
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
+_SHIM = b"mooring-shim"
 _NO_PROCESS = b'{"error":{"kind":"unavailable","message":"cannot fork another process"}}'
 _libc = ctypes.PyDLL(None)
 # Called without Python's and ctypes' ceremony: what os.fork does for threads, and ctypes for
@@ -69,6 +75,7 @@ def main(oci: Any = None) -> None:
     _warm_up(start)
     # What a rehearsal has left open; a real start ends with its process.
     os.closerange(CONTROL + 1, 1 << 20)
+    path = f"/proc/self/fd/{machine.executable()}" if machine.available() else ""
     _be_nobodys()
     gc.collect()
     gc.freeze()
@@ -77,6 +84,9 @@ def main(oci: Any = None) -> None:
     # is a page less that its shims share.
     while packet := control.recv(_PACKET_BYTES):
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        if packet == BARE:
+            _fork_bare(control, ours, theirs, path, oci)
+            continue
         pid = _fork()
         if not pid:
             control.close()
@@ -91,6 +101,27 @@ def main(oci: Any = None) -> None:
             )
         ours.close()
         theirs.close()
+
+
+def _fork_bare(control: socket, ours: socket, theirs: socket, path: str, oci: Any) -> None:
+    channel, machines = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    # By its messages the worker learns the number of a process that it has not forked.
+    channel.setsockopt(SOL_SOCKET, _SO_PASSCRED, 1)
+    sleeper = epoll(flags=EPOLL_CLOEXEC)
+    pid = _fork()
+    if not pid:
+        for each in (control, ours, channel):
+            each.close()
+        _be_bare(theirs, machines, sleeper, path, oci)
+    if pid < 0:
+        control.send(_NO_PROCESS)
+    else:
+        fds = (ours.fileno(), channel.fileno(), sleeper.fileno())
+        rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
+        control.sendmsg([b'{"pid":%d}' % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+    for socket_ in (ours, theirs, channel, machines):
+        socket_.close()
+    sleeper.close()
 
 
 def _be_nobodys() -> None:
@@ -129,6 +160,27 @@ def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
         worker.close()
         theirs.close()
         shim.main(oci, ours, sleeper, helper)
+    except BaseException as error:
+        _last_words(error)
+        os._exit(1)
+    os._exit(0)
+
+
+def _be_bare(worker: socket, channel: socket, sleeper: epoll, path: str, oci: Any) -> None:
+    """The life of a shim whose container another process makes; it ends here."""
+    try:
+        _prctl(_PR_SET_NAME, _SHIM, 0, 0, 0)
+        set_signal(SIGCHLD, SIG_DFL)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        # The worker closes its end, or dies: then there is something to do. It need not be read
+        # to be noticed, and what it sends is no reason to wake up.
+        sleeper.register(worker.fileno(), EPOLLRDHUP)
+        moves = [(POSIX_SPAWN_DUP2, channel.fileno(), CONTROL)]
+        pid = posix_spawn(path, [machine.NAME], {}, file_actions=moves)
+        channel.close()
+        # It makes the process that is to become the container a child of ours, and ends.
+        waitpid(pid, 0)
+        shim.main(oci, worker, sleeper, 0)
     except BaseException as error:
         _last_words(error)
         os._exit(1)

@@ -24,6 +24,8 @@ from .runs import start_time
 logger = logging.getLogger(__name__)
 
 PACKET = 256 << 10
+BARE = b"bare"
+"""The launcher's BARE; that module is for its own process."""
 FORK_TIMEOUT = 10.0
 """Seconds; a fork takes a few milliseconds."""
 START_TIMEOUT = 60.0
@@ -169,7 +171,15 @@ class Launcher:
             answer, descriptors = await self._ask({"op": "fork", "cgroup": cgroup})
         return WarmShim(int(answer["pid"]), socket.socket(fileno=descriptors[0]))
 
-    async def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    async def fork_bare(self) -> tuple[int, list[int]]:
+        """A shim without a helper: its pid, and the descriptors of a bare.BareShim."""
+        try:
+            answer, descriptors = await self._ask(BARE)
+        except ShimDied:
+            answer, descriptors = await self._ask(BARE)
+        return int(answer["pid"]), descriptors
+
+    async def _ask(self, request: dict[str, Any] | bytes) -> tuple[dict[str, Any], list[int]]:
         self.start()
         assert self._socket is not None
         future: asyncio.Future[tuple[dict[str, Any], list[int]]] = (
@@ -177,7 +187,8 @@ class Launcher:
         )
         self._waiting.append(future)
         try:
-            self._socket.send(json.dumps(request).encode())
+            packet = request if isinstance(request, bytes) else json.dumps(request).encode()
+            self._socket.send(packet)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             # Its queue holds hundreds of requests: one that is full is not being read.
             self._lost()

@@ -8,11 +8,9 @@ import itertools
 import logging
 import os
 from collections import deque
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from mooring.kit.errors import EngineError
-
-from .launching import WarmShim
 
 logger = logging.getLogger(__name__)
 
@@ -24,21 +22,32 @@ CALM = 2.0
 """Seconds without a start after which the pool shrinks to its usual size."""
 
 
-class Forks(Protocol):
+class Warm(Protocol):
+    """A shim that waits for its container."""
+
+    def alive(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+Shim = TypeVar("Shim", bound=Warm)
+Made = TypeVar("Made", bound=Warm, covariant=True)
+
+
+class Forks(Protocol[Made]):
     """What makes warm shims."""
 
-    async def fork(self, cgroup: str | None) -> WarmShim:
+    async def fork(self, cgroup: str | None) -> Made:
         """A fresh one, with its cgroup prepared under that name."""
 
 
-class Pool:
+class Pool(Generic[Shim]):
     """`size` warm shims, more while many starts arrive at once."""
 
-    def __init__(self, launcher: Forks, size: int, cgroup_root: str | None) -> None:
+    def __init__(self, launcher: Forks[Shim], size: int, cgroup_root: str | None) -> None:
         self._launcher = launcher
         self._size = self._target = size
         self._cgroup_root = cgroup_root
-        self._warm: deque[WarmShim] = deque()
+        self._warm: deque[Shim] = deque()
         self._filling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
@@ -47,7 +56,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._warm)
 
-    async def take(self) -> WarmShim:
+    async def take(self) -> Shim:
         """A living warm shim, forked now if there is none."""
         while self._warm:
             shim = self._warm.popleft()
@@ -105,7 +114,7 @@ class Pool:
         while len(self._warm) > self._size:
             self._warm.pop().close()
 
-    async def _fork(self) -> WarmShim:
+    async def _fork(self) -> Shim:
         name = None
         if self._cgroup_root is not None:
             name = f"{self._cgroup_root}/warm.{os.getpid()}.{next(self._numbers)}"

@@ -26,6 +26,7 @@ from .archive.service import Archives
 from .build import service as builds
 from .bundle import Bundles
 from .containers import Containers, Parts
+from .handing import Shims
 from .images import sending
 from .images import service as images
 from .images.registry import service as registries
@@ -35,7 +36,6 @@ from .layout import Layout
 from .locks import KeyedLocks
 from .network.bridge import Bridge, BridgeSettings
 from .oci import cgroups
-from .pool import Pool
 from .reaper import Reaper
 from .rewiring import Rewiring
 from .runs import Runs, Stage, live_states
@@ -98,8 +98,8 @@ async def main(settings: Settings, service: Service) -> None:
     await reaper.recover()
     launcher = Launcher(environment, settings.shims_cgroup)
     launcher.start()
-    pool = Pool(launcher, settings.warm_shims, _pool_root(settings))
-    pool.refill()
+    shims = Shims(launcher, settings.warm_shims, _pool_root(settings), runs, reaper)
+    shims.refill()
     networks.prepare()
     snapshots, seccomp = Snapshots(settings.state_dir), Seccomp(settings.run_dir)
     volumes = Volumes(layout.volumes, snapshots.lowers, reaper.discard, environment)
@@ -125,7 +125,7 @@ async def main(settings: Settings, service: Service) -> None:
                     runs=runs,
                     bundles=bundles,
                     networks=networks,
-                    shims=pool,
+                    shims=shims,
                     reaper=reaper,
                     joins=Joins(layout, runs),
                     locks=locks,
@@ -155,7 +155,7 @@ async def main(settings: Settings, service: Service) -> None:
             await build_service.close()
             await image_service.close()
     finally:
-        await pool.close()
+        await shims.close()
         launcher.close()
         last = not any_live(runs)
         await networks.close(remove=last)

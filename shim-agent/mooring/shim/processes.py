@@ -104,12 +104,18 @@ def exit_status(pidfd: int) -> tuple[int | None, int]:
     return 128 + result.si_status, result.si_status
 
 
-def executed(pid: int) -> bool | None:
+def executed(pid: int, unexecuted: str = "") -> bool | None:
     """Whether a process forked by us (or by our helper) runs another program by now.
 
-    None if it has ended. The kernel chooses another place for the stack of each program executed,
-    and a fork has the place of its parent.
+    None if it has ended. unexecuted: its /proc/<pid>/exe before. Of a fork without that: the
+    kernel chooses another place for the stack of each program executed, and a fork has the place
+    of its parent.
     """
+    if unexecuted:
+        try:
+            return os.readlink(f"/proc/{pid}/exe") != unexecuted
+        except (FileNotFoundError, ProcessLookupError):
+            return None
     theirs, ours = _stack(pid), _stack(os.getpid())
     return None if not theirs else theirs != ours
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from _socket import MSG_PEEK
 from os import pidfd_open, waitpid
 from time import monotonic, time_ns
 
@@ -48,8 +49,12 @@ _DISK_SECONDS = 30.0
 class Shim:
     """One run of a container, from the start command to the exit record."""
 
-    def __init__(self, oci: Any, record: dict[str, Any], fds: dict[str, int]) -> None:
+    def __init__(
+        self, oci: Any, record: dict[str, Any], fds: dict[str, int], unexecuted: str = ""
+    ) -> None:
+        """unexecuted: what /proc/<pid>/exe of the init is while its program does not run."""
         self._oci = oci
+        self._unexecuted = unexecuted
         self._fds = fds
         self._running: Running | None = None
         self._helper = 0
@@ -92,8 +97,8 @@ class Shim:
             self._finish_start()
 
     def _finish_start(self) -> None:
-        """The helper was killed in the middle of the start: go on with it, or undo it."""
-        begun = executed(self.pid)
+        """Who made the container was killed at it: go on with it, or undo it."""
+        begun = executed(self.pid, self._unexecuted)
         self._unsure = begun is None
         if begun:
             mark_executed()
@@ -352,8 +357,15 @@ class Shim:
 
 
 def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
-    """The life of a shim beside its helper: sleep until there is something to do, then do it."""
+    """The life of a shim: sleep until there is something to do, then do it.
+
+    helper: the process that makes the container, a child of this one; 0 if the worker makes it.
+    """
     # Few words here: whatever a sleeping shim has touched is memory that it alone pays for.
+    if not helper:
+        sleeper.poll(None, 1)
+        _wake(oci, packets, sleeper, 0, -1)
+        return
     pidfd = pidfd_open(helper)
     sleeper.register(pidfd, ONCE)
     poll = sleeper.poll
@@ -371,20 +383,25 @@ def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
 def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) -> None:
     packet, fds = receive_with(packets, _PACKET_BYTES)
     if not packet:
-        return  # The helper was killed before it had made anything that runs.
+        return  # Who was to make the container is gone, and has made nothing that runs.
     record = parse(packet)
     named = dict(zip(record.pop("names"), fds, strict=True))
+    if pidfd < 0:
+        # The worker tells that it has executed the program a moment after it has; or it is gone.
+        packets.recv(1, MSG_PEEK)
     packet, fds = receive_with(packets, _PACKET_BYTES)
     if packet:
         named |= zip(parse(packet)["names"], fds, strict=True)
+    if "tether" in named:
+        os.close(named.pop("tether"))
     sleeper.close()
     packets.close()
     os.chdir(os.path.dirname(record.pop("path")))
     gc.enable()
-    shim = Shim(oci, record, named)
+    shim = Shim(oci, record, named, record.pop("unexecuted", ""))
     if helper:
         shim.expect_helper(helper, pidfd)
-    else:
+    elif pidfd >= 0:
         os.close(pidfd)
     shim.take_over(bool(packet))
     shim.loop.run()

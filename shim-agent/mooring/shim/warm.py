@@ -56,7 +56,7 @@ KEPT = (
 )
 """What shim.json repeats of the start command: all that another shim needs to take over."""
 
-_WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
+WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
 _SHARED = ("pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master")
 
 
@@ -184,7 +184,7 @@ class Start:
             more["agent"] = agent.fileno()
         send_with(self._shim, join({"names": list(more)}), list(more.values()))
         fds = {**self._fds, **more}
-        for name in _WAKING:
+        for name in WAKING:
             if name in fds:
                 self._sleeper.register(fds[name], READ)
         if agent is not None:

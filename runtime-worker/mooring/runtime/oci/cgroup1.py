@@ -36,6 +36,12 @@ def hierarchies() -> dict[str, str]:
     return _hierarchies
 
 
+def names_of(path: str) -> list[tuple[str, str]]:
+    """(name below /sys/fs/cgroup, directory) of a cgroup in each hierarchy."""
+    hierarchies()
+    return [(each.rpartition("/")[2], each + path) for each in _mount_points]
+
+
 _NOT_CONTROLLERS = {
     "rw", "ro", "xattr", "none", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods",
 }  # fmt: skip

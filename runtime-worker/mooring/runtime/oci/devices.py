@@ -20,7 +20,7 @@ DEFAULT = (
     ("urandom", 1, 9),
     ("tty", 5, 0),
 )
-_LINKS = (
+LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -34,7 +34,7 @@ def populate(directory: int) -> None:
     """The default devices and links, into the descriptor of a /dev; the umask must be 0."""
     for name, major, minor in DEFAULT:
         _node(directory, name, 0o020666, os.makedev(major, minor))
-    for name, target in _LINKS:
+    for name, target in LINKS:
         try:
             os.symlink(target, name, dir_fd=directory)
         except FileExistsError:

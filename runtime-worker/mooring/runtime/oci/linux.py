@@ -68,9 +68,9 @@ PROC_SUPER_MAGIC = 0x9FA0
 DEVPTS_SUPER_MAGIC = 0x1CD1
 
 
-def failed(call: str, path: str | bytes = "") -> OSError:
-    """The errno of the call that just failed, as an OSError that names the call."""
-    number = ctypes.get_errno()
+def failed(call: str, path: str | bytes = "", number: int = 0) -> OSError:
+    """The errno of the call that just failed (or `number`), as an OSError that names the call."""
+    number = number or ctypes.get_errno()
     where = f" {os.fsdecode(path)}" if path else ""
     return OSError(number, f"{call}{where}: {os.strerror(number)}")
 

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-_RLIMITS = {
+RLIMITS = {
     f"RLIMIT_{name}": number
     for number, name in enumerate(
         (
@@ -30,6 +30,7 @@ _RLIMITS = {
         )
     )
 }  # fmt: skip
+"""Their numbers, by OCI's names."""
 _UNSUPPORTED = ("scheduler", "ioPriority", "execCPUAffinity")
 _ENOENT, _EACCES, _ENOEXEC, _ENOTDIR, _EISDIR, _ELOOP = 2, 13, 8, 20, 21, 40
 
@@ -44,7 +45,7 @@ def check(process: dict[str, Any]) -> CapabilitySets:
         if process.get(key):
             raise OciError(f"process.{key} is not supported")
     for limit in process.get("rlimits") or ():
-        if limit.get("type") not in _RLIMITS:
+        if limit.get("type") not in RLIMITS:
             raise OciError(f"unknown resource limit {limit.get('type')}")
     return CapabilitySets(process.get("capabilities") or {})
 
@@ -59,7 +60,7 @@ def set_host_side(process: dict[str, Any]) -> None:
         _write_self("attr/exec", label, f"the SELinux label {label}")
     for limit in process.get("rlimits") or ():
         try:
-            set_rlimit(_RLIMITS[limit["type"]], limit["soft"], limit["hard"])
+            set_rlimit(RLIMITS[limit["type"]], limit["soft"], limit["hard"])
         except OSError as error:
             raise because(
                 f"cannot set {limit['type']} to {limit['soft']}:{limit['hard']}", error
@@ -129,6 +130,15 @@ def find_program(process: dict[str, Any]) -> str:
             if error.exit_code != NOT_FOUND:
                 refused = refused or error
     raise refused or OciError(f'exec: "{name}": executable file not found in $PATH', NOT_FOUND)
+
+
+def candidates(process: dict[str, Any]) -> list[str]:
+    """What args[0] may be, in the order in which it is looked for."""
+    name = process["args"][0]
+    if "/" in name:
+        return [name]
+    path = _search_path(process.get("env") or [])
+    return [f"{directory or '.'}/{name}" for directory in path]
 
 
 def _search_path(environment: list[str]) -> list[str]:

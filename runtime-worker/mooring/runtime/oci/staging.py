@@ -54,27 +54,7 @@ class Stage:
 
     def fitting(self, spec: dict[str, Any]) -> set[str]:
         """Destinations of the configuration's mounts that need not be made any more."""
-        by_destination: dict[str, dict[str, Any]] = {}
-        for mount in spec.get("mounts") or ():
-            destination = mount.get("destination") or ""
-            if destination in by_destination:
-                return set()  # one upon the other: order matters, so nothing is ahead of it
-            by_destination[destination] = mount
-
-        def fits(part: dict[str, Any]) -> bool:
-            mount = by_destination.get(part["destination"])
-            return mount is not None and template.same(mount, part)
-
-        result = set()
-        if fits(template.PROC) and _hides_as_usual(spec):
-            result.add("/proc")
-        if fits(template.DEV) and fits(template.DEVPTS) and fits(template.MQUEUE):
-            result |= {"/dev", "/dev/pts", "/dev/mqueue"}
-        if fits(template.SHM):
-            result.add("/dev/shm")
-        if "/sys/fs/cgroup" in self._parts and fits(template.CGROUP):
-            result.add("/sys/fs/cgroup")
-        return result
+        return fitting(spec, cgroup="/sys/fs/cgroup" in self._parts)
 
     def part(self, destination: str) -> int:
         """A part to be moved away; -1 for one that comes along with another."""
@@ -84,6 +64,34 @@ class Stage:
         """A file below /proc/sys, to be written."""
         flags = os.O_WRONLY | os.O_CLOEXEC
         return os.open(f"sys/{name}", flags, dir_fd=self._plain_proc)
+
+
+def fitting(spec: dict[str, Any], *, cgroup: bool) -> set[str]:
+    """Destinations of a configuration's mounts that come out as they are made ahead.
+
+    cgroup: /sys/fs/cgroup is one of them.
+    """
+    by_destination: dict[str, dict[str, Any]] = {}
+    for mount in spec.get("mounts") or ():
+        destination = mount.get("destination") or ""
+        if destination in by_destination:
+            return set()  # one upon the other: order matters, so nothing is ahead of it
+        by_destination[destination] = mount
+
+    def fits(part: dict[str, Any]) -> bool:
+        mount = by_destination.get(part["destination"])
+        return mount is not None and template.same(mount, part)
+
+    result = set()
+    if fits(template.PROC) and _hides_as_usual(spec):
+        result.add("/proc")
+    if fits(template.DEV) and fits(template.DEVPTS) and fits(template.MQUEUE):
+        result |= {"/dev", "/dev/pts", "/dev/mqueue"}
+    if fits(template.SHM):
+        result.add("/dev/shm")
+    if cgroup and fits(template.CGROUP):
+        result.add("/sys/fs/cgroup")
+    return result
 
 
 def _hides_as_usual(spec: dict[str, Any]) -> bool:

@@ -49,7 +49,7 @@ class Start:
         self._root = -1
         self._master: int | None = None
         self._made = False
-        _check_supported(spec.get("linux") or {})
+        check_supported(spec.get("linux") or {})
         self._spaces = Namespaces(spec)
         self._cgroup = cgroups.attach(cgroup_path)
         if stub is not None and (keep or not stub.fits(self._spaces, cgroup_path)):
@@ -63,7 +63,7 @@ class Start:
         flags = self._spaces.new & ~(CLONE_NEWNET | CLONE_NEWCGROUP)
         v1 = cgroups.version() == 1
         pid_path = self._spaces.joined.get(CLONE_NEWPID)
-        pid_namespace = None if pid_path is None else _open_namespace(pid_path)
+        pid_namespace = None if pid_path is None else open_namespace(pid_path)
         try:
             with PidNamespace(pid_namespace):
                 return fork(
@@ -102,7 +102,7 @@ class Start:
         for flag, path in self._spaces.joined.items():
             if flag != CLONE_NEWPID:
                 joined.append((flag, len(fds)))
-                fds.append(self._own(_open_namespace(path)))
+                fds.append(self._own(open_namespace(path)))
         job = {
             "spec": self._spec,
             "joined": joined,
@@ -129,7 +129,7 @@ class Start:
         for number, mount in enumerate(self._spec.get("mounts") or ()):
             if is_bind(mount):
                 binds[number] = len(fds)
-                fds.append(self._own(self._open_source(mount)))
+                fds.append(self._own(open_source(mount, self._bundle)))
             elif mount.get("type") in ("cgroup", "cgroup2") and not (
                 hierarchies or (self._stub.shows_cgroup and template.same(mount, template.CGROUP))
             ):
@@ -143,21 +143,10 @@ class Start:
         stub = self._stub
         if stub.cgroup is not None and stub.cgroup.path != self._cgroup.path:
             try:
-                self._rename(stub.cgroup)
+                name_cgroup(stub.cgroup, self._cgroup)
             except OSError as error:
                 raise because(f"cannot rename cgroup to {self._cgroup.path}", error) from error
         self._step("cgroup")
-
-    def _rename(self, prepared: Cgroup) -> None:
-        path = self._cgroup.path
-        try:
-            prepared.rename(path)
-        except FileExistsError:
-            if self._cgroup.pids():
-                raise OciError(f"cgroup {path} is in use by another container") from None
-            # Left by a run whose shim was killed.
-            self._cgroup.remove()
-            prepared.rename(path)
 
     def _send(self, letter: bytes, value: object, fds: Sequence[int] = ()) -> None:
         try:
@@ -170,18 +159,6 @@ class Start:
     def _own(self, fd: int) -> int:
         self._fds.append(fd)
         return fd
-
-    def _open_source(self, mount: dict[str, Any]) -> int:
-        source = mount.get("source") or ""
-        if not source.startswith("/"):
-            source = f"{self._bundle}/{source}"
-        recursive = "rbind" in (mount.get("options") or ())
-        try:
-            if subpath := mount.get("subpath"):
-                return _below(source, subpath, recursive)
-            return mountapi.clone_tree(source, recursive=recursive)
-        except OSError as error:
-            raise because(f"cannot bind {source} to {mount.get('destination')}", error) from error
 
     def _has_hooks(self, *names: str) -> bool:
         hooks = self._spec.get("hooks") or {}
@@ -269,14 +246,43 @@ class Start:
         return stub.pid, stub.pidfd, self._master, self._cgroup, self._root
 
 
-def _open_namespace(path: str) -> int:
+def name_cgroup(prepared: Cgroup, wanted: Cgroup) -> None:
+    """Give a prepared cgroup its container's name; OciError if that is in use."""
+    try:
+        prepared.rename(wanted.path)
+    except FileExistsError:
+        if wanted.pids():
+            text = f"cgroup {wanted.path} is in use by another container"
+            raise OciError(text) from None
+        # Left by a run whose shim was killed.
+        wanted.remove()
+        prepared.rename(wanted.path)
+
+
+def open_source(mount: dict[str, Any], bundle: str) -> int:
+    """What a bind mount shows, as a detached mount."""
+    source = mount.get("source") or ""
+    if not source.startswith("/"):
+        source = f"{bundle}/{source}"
+    recursive = "rbind" in (mount.get("options") or ())
+    try:
+        if subpath := mount.get("subpath"):
+            return _below(source, subpath, recursive)
+        return mountapi.clone_tree(source, recursive=recursive)
+    except OSError as error:
+        raise because(f"cannot bind {source} to {mount.get('destination')}", error) from error
+
+
+def open_namespace(path: str) -> int:
+    """A namespace to join."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise because(f"cannot open namespace {path}", error) from error
 
 
-def _check_supported(linux: dict[str, Any]) -> None:
+def check_supported(linux: dict[str, Any]) -> None:
+    """Refuse what this runtime does not know."""
     for key in ("uidMappings", "gidMappings", "timeOffsets", "intelRdt", "netDevices"):
         if linux.get(key):
             raise OciError(f"linux.{key} is not supported")

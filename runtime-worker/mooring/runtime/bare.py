@@ -1,0 +1,174 @@
+"""Shims whose containers the worker makes: its ends of one, and of the prepared process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import struct
+
+from mooring.kit.errors import EngineError, Unavailable
+
+from .launching import FORK_TIMEOUT, Launcher, ShimDied
+from .oci import ahead, machine
+from .oci.cgroup import Cgroup
+from .oci.cgroup1 import names_of
+from .oci.cgroups import attach
+from .oci.program import Program
+from .oci.template import DEVICE_RULES
+from .runs import start_time
+
+_CREDENTIALS = struct.Struct("<iII")
+_MESSAGE = 64
+
+
+class StepFailed(EngineError):
+    """A step of a program failed: the message names the call and the reason."""
+
+
+class BareShim:
+    """A warm shim, and the process below it that waits to become a container.
+
+    The shim ends when `socket` closes before it was given a container; see ARCHITECTURE.md, 3.
+    """
+
+    __slots__ = ("_prepared", "_used", "cgroup", "channel", "init", "pid", "sleeper", "socket",
+                 "start")  # fmt: skip
+
+    def __init__(self, pid: int, fds: list[int], cgroup: Cgroup, program: Program) -> None:
+        """fds: the shim's socket, the channel of its process, what the shim sleeps on."""
+        self.pid = pid
+        self.start = start_time(pid)
+        self.socket = socket.socket(fileno=fds[0])
+        self.channel = socket.socket(fileno=fds[1])
+        self.sleeper = fds[2]
+        self.cgroup = cgroup
+        self.init = 0
+        """The process that becomes the container, once it is `ready`."""
+        self._used = False
+        self._prepared = program
+        self.socket.setblocking(False)
+        self.channel.setblocking(False)
+
+    def alive(self) -> bool:
+        """Whether the shim and its process are there."""
+        return _open(self.socket) and _open(self.channel)
+
+    async def ready(self) -> None:
+        """Wait until its process is prepared. StepFailed, ShimDied, Unavailable."""
+        self._used = True
+        await self.expect(ahead.PREPARED, self._prepared)
+
+    async def expect(self, letter: bytes, program: Program) -> bool:
+        """Wait for the next word of its process; False at the end of the channel.
+
+        StepFailed if it is that a step of `program` failed. ShimDied if the channel ends where a
+        letter is expected.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            message, ancillary = self._receive()
+        except BlockingIOError:
+            readable = loop.create_future()
+            loop.add_reader(self.channel.fileno(), _wake, readable)
+            try:
+                async with asyncio.timeout(FORK_TIMEOUT):
+                    await readable
+            except TimeoutError as exc:
+                raise Unavailable("the container's first process did not answer in time") from exc
+            finally:
+                loop.remove_reader(self.channel.fileno())
+            message, ancillary = self._receive()
+        for _, kind, data in ancillary:
+            if kind == socket.SCM_CREDENTIALS:
+                self.init = _CREDENTIALS.unpack(data)[0]
+        if message[:1] == machine.FAILED:
+            error = program.explain(message)
+            raise StepFailed(str(error.strerror))
+        if message == letter:
+            return bool(letter)
+        raise ShimDied("the container's first process died while it was being set up")
+
+    def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]]]:
+        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        try:
+            message, ancillary, _, _ = self.channel.recvmsg(_MESSAGE, space)
+        except ConnectionResetError:
+            return b"", []
+        return message, ancillary
+
+    def close(self) -> None:
+        """Let go of it: a warm one ends and its cgroup goes, one that was started goes on."""
+        self.socket.close()
+        self.channel.close()
+        if self.sleeper >= 0:
+            os.close(self.sleeper)
+            self.sleeper = -1
+        if not self._used:
+            self._used = True
+            self.cgroup.remove()
+
+    def kill(self) -> None:
+        """End its process, which has not executed anything."""
+        if self.init and start_time(self.init) >= 0:
+            try:
+                os.kill(self.init, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+class BareForks:
+    """What makes bare shims, for a pool."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._program: tuple[bytes, Program] | None = None
+        self._placeholder = ""
+        self._numbers = itertools.count(1)
+
+    async def fork(self, cgroup: str | None) -> BareShim:
+        """A fresh one, its process on the way to being prepared, in a cgroup of that name."""
+        assert cgroup is not None
+        made = attach(cgroup)
+        # Its child enters it; this process makes it, which has no copied pages to pay for that.
+        made.create()
+        try:
+            made.apply({"devices": DEVICE_RULES})
+            packet, program = self._prepare(made)
+            pid, fds = await self._launcher.fork_bare()
+            shim = BareShim(pid, fds, made, program)
+        except BaseException:
+            made.remove()
+            raise
+        try:
+            shim.channel.send(packet)
+        except OSError as exc:
+            shim.close()
+            raise EngineError(f"a new shim is gone already: {exc.strerror}") from exc
+        return shim
+
+    def _prepare(self, cgroup: Cgroup) -> tuple[bytes, Program]:
+        """The program of a waiting process: made once, with the name of its cgroup put in."""
+        above, _, name = cgroup.path.rpartition("/")
+        if self._program is None or len(self._placeholder) != len(name):
+            self._placeholder = "@" * len(name)
+            program = ahead.prepare(names_of(f"{above}/{self._placeholder}"))
+            self._program = program.build(), program
+        packet, program = self._program
+        return packet.replace(self._placeholder.encode(), name.encode()), program
+
+
+def _open(channel: socket.socket) -> bool:
+    try:
+        return bool(channel.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
