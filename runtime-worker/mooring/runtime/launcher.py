@@ -75,7 +75,7 @@ def main(oci: Any = None) -> None:
     _warm_up(start)
     # What a rehearsal has left open; a real start ends with its process.
     os.closerange(CONTROL + 1, 1 << 20)
-    path = f"/proc/self/fd/{machine.executable()}" if machine.available() else ""
+    executable = machine.executable() if machine.available() else -1
     _be_nobodys()
     gc.collect()
     gc.freeze()
@@ -85,12 +85,14 @@ def main(oci: Any = None) -> None:
     while packet := control.recv(_PACKET_BYTES):
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         if packet == BARE:
-            _fork_bare(control, ours, theirs, path, oci)
+            _fork_bare(control, ours, theirs, executable, oci)
             continue
         pid = _fork()
         if not pid:
             control.close()
             ours.close()
+            if executable >= 0:
+                close(executable)
             _be_shim(packet, theirs, oci)
         if pid < 0:
             control.send(_NO_PROCESS)
@@ -103,7 +105,7 @@ def main(oci: Any = None) -> None:
         theirs.close()
 
 
-def _fork_bare(control: socket, ours: socket, theirs: socket, path: str, oci: Any) -> None:
+def _fork_bare(control: socket, ours: socket, theirs: socket, executable: int, oci: Any) -> None:
     channel, machines = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     # By its messages the worker learns the number of a process that it has not forked.
     channel.setsockopt(SOL_SOCKET, _SO_PASSCRED, 1)
@@ -112,7 +114,7 @@ def _fork_bare(control: socket, ours: socket, theirs: socket, path: str, oci: An
     if not pid:
         for each in (control, ours, channel):
             each.close()
-        _be_bare(theirs, machines, sleeper, path, oci)
+        _be_bare(theirs, machines, sleeper, executable, oci)
     if pid < 0:
         control.send(_NO_PROCESS)
     else:
@@ -166,7 +168,7 @@ def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
     os._exit(0)
 
 
-def _be_bare(worker: socket, channel: socket, sleeper: epoll, path: str, oci: Any) -> None:
+def _be_bare(worker: socket, channel: socket, sleeper: epoll, executable: int, oci: Any) -> None:
     """The life of a shim whose container another process makes; it ends here."""
     try:
         _prctl(_PR_SET_NAME, _SHIM, 0, 0, 0)
@@ -176,8 +178,10 @@ def _be_bare(worker: socket, channel: socket, sleeper: epoll, path: str, oci: An
         # to be noticed, and what it sends is no reason to wake up.
         sleeper.register(worker.fileno(), EPOLLRDHUP)
         moves = [(POSIX_SPAWN_DUP2, channel.fileno(), CONTROL)]
+        path = f"/proc/self/fd/{executable}"
         pid = posix_spawn(path, [machine.NAME], {}, file_actions=moves)
         channel.close()
+        close(executable)
         # It makes the process that is to become the container a child of ours, and ends.
         waitpid(pid, 0)
         shim.main(oci, worker, sleeper, 0)

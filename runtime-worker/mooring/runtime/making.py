@@ -75,6 +75,7 @@ class Making:
             await self._shim.ready()
             self._step("ready")
             self._send_job()
+            faults.point("runtime.start.sent")
             self._step("job")
             self._meanwhile()
             self._step("meanwhile")
@@ -83,6 +84,7 @@ class Making:
             self._step("init")
             self._limit_devices()
             self._before_exec()
+            faults.point("runtime.start.written")
             self._step("before_exec")
             self._shim.channel.send(ahead.GO)
             self._sent = True
@@ -144,6 +146,8 @@ class Making:
         message, shim = self._message, self._shim
         log = LogWriter(message["log_dir"], message["log_max_size"], message["log_max_files"])
         self._log = log
+        # Somebody may still read the run before: who may not, the shim asks (pins.py).
+        log.hold = 0
         self._record = {
             "version": 1,
             **{name: message.get(name) for name in KEPT},
@@ -182,7 +186,7 @@ class Making:
         packet = {"path": f"{self._directory}/", "unexecuted": machine.LINK, "names": list(named)}
         send_with(self._shim.socket, join({**self._record, **packet}), list(named.values()))
         self._given = True
-        faults.point("runtime.start.before_exec")
+        faults.point("runtime.start.given")
         write_record(f"{self._directory}/shim.json", self._record)
 
     def _everything(self) -> dict[str, int]:
