@@ -34,8 +34,10 @@ class BareShim:
     The shim ends when `socket` closes before it was given a container; see ARCHITECTURE.md, 3.
     """
 
-    __slots__ = ("_prepared", "_used", "cgroup", "channel", "init", "pid", "sleeper", "socket",
-                 "start")  # fmt: skip
+    __slots__ = (
+        "_prepared", "_used", "cgroup", "channel", "init", "pid", "pidfd", "sleeper", "socket",
+        "start",
+    )  # fmt: skip
 
     def __init__(self, pid: int, fds: list[int], cgroup: Cgroup, program: Program) -> None:
         """fds: the shim's socket, the channel of its process, what the shim sleeps on."""
@@ -46,6 +48,7 @@ class BareShim:
         self.sleeper = fds[2]
         self.cgroup = cgroup
         self.init = 0
+        self.pidfd = -1
         """The process that becomes the container, once it is `ready`."""
         self._used = False
         self._prepared = program
@@ -81,15 +84,24 @@ class BareShim:
             finally:
                 loop.remove_reader(self.channel.fileno())
             message, ancillary = self._receive()
-        for _, kind, data in ancillary:
-            if kind == socket.SCM_CREDENTIALS:
-                self.init = _CREDENTIALS.unpack(data)[0]
+        if message == ahead.PREPARED:
+            self._meet(ancillary)
         if message[:1] == machine.FAILED:
             error = program.explain(message)
             raise StepFailed(str(error.strerror))
         if message == letter:
             return bool(letter)
         raise ShimDied("the container's first process died while it was being set up")
+
+    def _meet(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """The kernel says who has sent this."""
+        for _, kind, data in ancillary:
+            if kind == socket.SCM_CREDENTIALS:
+                self.init = _CREDENTIALS.unpack(data)[0]
+        try:
+            self.pidfd = os.pidfd_open(self.init)
+        except (OSError, OverflowError) as exc:
+            raise ShimDied("the container's first process is gone") from exc
 
     def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]]]:
         space = socket.CMSG_SPACE(_CREDENTIALS.size)
@@ -103,18 +115,19 @@ class BareShim:
         """Let go of it: a warm one ends and its cgroup goes, one that was started goes on."""
         self.socket.close()
         self.channel.close()
-        if self.sleeper >= 0:
-            os.close(self.sleeper)
-            self.sleeper = -1
+        for fd in (self.sleeper, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.sleeper = self.pidfd = -1
         if not self._used:
             self._used = True
             self.cgroup.remove()
 
     def kill(self) -> None:
         """End its process, which has not executed anything."""
-        if self.init and start_time(self.init) >= 0:
+        if self.pidfd >= 0:
             try:
-                os.kill(self.init, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
 

@@ -176,7 +176,7 @@ class Making:
         """All is set up and the program has not been executed: from here on it can be found."""
         assert self._streams is not None
         pid = self._shim.init
-        self._kept["pidfd"] = os.pidfd_open(pid)
+        self._kept["pidfd"] = os.dup(self._shim.pidfd)
         self._record |= {
             "init_pid": pid,
             "init_start": start_time(pid),
