@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,21 @@ def test_what_is_no_start_command_is_refused(launcher: Launcher) -> None:
 
 
 def test_a_launcher_leaves_nothing_and_takes_away_what_a_killed_one_left() -> None:
-    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, check=True).stdout
-    left = Path(f"/dev/shm/mooring-launch-{int(ended)}")
-    left.mkdir()
-    (left / "file").touch()
+    left, used = (Path(f"/dev/shm/mooring-launch-{name}.{os.getpid()}") for name in "lu")
+    for each in (left, used):
+        each.mkdir()
+        (each / "file").touch()
+        os.utime(each, (0, 0))
+    held = os.open(used, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     launcher = Launcher()
     pid, sock = launcher.fork()
     sock.close()
     assert not left.exists()
-    assert not Path(f"/dev/shm/mooring-launch-{launcher.process.pid}").exists()
+    assert (used / "file").exists()
+    os.close(held)
+    shutil.rmtree(used)
+    assert not list(Path("/dev/shm").glob(f"mooring-launch-{launcher.process.pid}.*"))
     eventually(lambda: not alive(pid))
     launcher.close()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from fcntl import LOCK_EX, LOCK_NB, flock
 from select import EPOLL_CLOEXEC, epoll
+from time import time, time_ns
 
 from .control import Connection, listen, receive_with, send_with
 from .log import LogWriter
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+_SECONDS = 10.0
+"""No rehearsal takes as long."""
 _ROUNDS = 12
 """The interpreter specialises a function's code when it has run eight times."""
 
@@ -37,11 +41,13 @@ def rehearse(parent: str, prefix: str, start: Callable[[str], Any] | None = None
     start: makes a runtime that only pretends, in a directory (mooring.runtime.oci.rehearsal).
     """
     for name in os.listdir(parent):
-        pid = name.removeprefix(prefix)
-        if pid != name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            remove_tree(f"{parent}/{name}")
-    directory = f"{parent}/{prefix}{os.getpid()}"
+        if name.startswith(prefix):
+            _remove_left(f"{parent}/{name}")
+    directory = f"{parent}/{prefix}{os.getpid()}.{time_ns()}"
     os.mkdir(directory, 0o700)
+    # Others may be in another pid namespace, where a pid says nothing: the lock is the owner's.
+    lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    flock(lock, LOCK_EX)
     before = os.getcwd()
     os.chdir(directory)
     # A fault is meant for a shim, not for who plays one.
@@ -60,6 +66,28 @@ def rehearse(parent: str, prefix: str, start: Callable[[str], Any] | None = None
         arm_faults(faults)
         os.chdir(before)
         remove_tree(directory)
+        os.close(lock)
+
+
+def _remove_left(directory: str) -> None:
+    """What somebody has left who was killed; not what is in use, or was made this moment."""
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if _age(lock) > _SECONDS:
+            flock(lock, LOCK_EX | LOCK_NB)
+            remove_tree(directory)
+    except OSError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def _age(fd: int) -> float:
+    """Seconds since the last change of a directory."""
+    return time() - os.fstat(fd).st_mtime
 
 
 def _sleep() -> None:
@@ -142,6 +170,8 @@ def _live(number: int) -> None:
     streams = Streams(tty=False, wants_input=True, wants_output=True)
     pid = os.fork()
     if not pid:
+        # Its own copy would keep it waiting for ever if this process were killed.
+        os.close(streams.ours["stdin"])
         os.read(streams.child[0], 1)
         os.write(streams.child[1], b"line\n")
         os._exit(0)

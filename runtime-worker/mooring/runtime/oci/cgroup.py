@@ -147,6 +147,8 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL every process inside."""
         for pid in self.pids():
+            if not pid:
+                continue  # of another pid namespace; to kill(2) it would be all of our own group
             try:
                 os.kill(pid, SIGKILL)
             except ProcessLookupError:
