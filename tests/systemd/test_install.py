@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -97,6 +98,28 @@ def test_the_keeper_of_a_cgroup_may_be_killed(host: Host, unit: str) -> None:
         host.docker("inspect", "-f", "{{.RestartCount}} {{.State.Running}}", "safe") == "0 true\n"
     )
     host.docker("rm", "-f", "safe")
+
+
+def test_attached_clients_stay_connected_over_kills_and_restarts_of_the_gateway(host: Host) -> None:
+    script = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 5"
+    command = host.entered(
+        "docker", "run", "--name", "front", "--network", "none", "bb", "sh", "-c", script
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        first = client.stdout.readline()
+        for act in (("kill", "--signal=KILL"), ("restart",), ("kill", "--signal=KILL")):
+            pid = host.show("mooring-gateway.service", "MainPID")
+            host.run("systemctl", *act, "mooring-gateway.service")
+            until(
+                lambda: host.show("mooring-gateway.service", "MainPID") not in ("0", pid),  # noqa: B023
+                "the gateway does not come back",
+            )
+            until(lambda: answers(host), "the API does not answer")
+        rest = client.stdout.read()
+    assert [int(line) for line in (first + rest).split()] == list(range(1, 201))
+    assert client.returncode == 5
+    host.docker("rm", "-f", "front")
 
 
 def test_restarting_and_stopping_services_touches_no_container(host: Host) -> None:
