@@ -64,14 +64,13 @@ def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, ser
     assert docker.inspect("count")["State"]["ExitCode"] == 7
     assert numbers(docker.out("logs", "count")) == list(range(1, 301))
     out, _ = follower.communicate(timeout=30)
-    if service != "gateway":  # its clients stay connected in a later version
-        assert numbers(out) == list(range(1, 301))
+    assert numbers(out) == list(range(1, 301))
     actions = docker.actions(made)
     assert actions == ["create", "start", "die"]
     retried(docker, "rm", "-f", "started", "other")
 
 
-@pytest.mark.parametrize("service", [name for name in SERVICES if name != "gateway"])
+@pytest.mark.parametrize("service", SERVICES)
 def test_an_attached_client_sees_every_line_through_a_kill(docker: Engine, service: str) -> None:
     running = docker.popen("run", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
     until("it runs", lambda: docker.api("GET", "/containers/count/json").status == 200
