@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .archive import archive
 from .engines import API, IMAGE, Engine
+from .images import commit, images
 from .memory import cpu, pss
 from .wire import READ, Refused
 
@@ -357,4 +358,6 @@ ALL = {
     "density": density,
     "recovery": recovery,
     "archive": archive,
+    "images": images,
+    "commit": commit,
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 READ = 1 << 18
 
@@ -38,9 +39,18 @@ class Wire:
         if body is not None:
             raw = json.dumps(body).encode()
             head["Content-Type"] = "application/json"
-        lines = [f"{method} {path} HTTP/1.1", "Host: bench", f"Content-Length: {len(raw)}"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: bench"]
+        if "Content_Length" not in head:
+            lines.append(f"Content-Length: {len(raw)}")
         lines += [f"{key.replace('_', '-')}: {value}" for key, value in head.items()]
         self.sock.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + raw)
+
+    def send_file(self, method: str, path: str, file: BinaryIO) -> None:
+        """Send a request whose body is a file."""
+        size = os.fstat(file.fileno()).st_size
+        self.send(method, path, Content_Length=str(size), Content_Type="application/x-tar")
+        assert self.sock is not None
+        self.sock.sendfile(file)
 
     def fill(self) -> bool:
         assert self.sock is not None

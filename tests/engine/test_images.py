@@ -28,7 +28,10 @@ def no_containers(e: Engine) -> Iterator[None]:
 
 
 def test_commit_keeps_what_was_written_deleted_and_said(e: Engine) -> None:
-    script = "echo hi > /hi; rm /bin/ls; mkdir -m 700 /secret; ln /hi /hard; chmod 711 /"
+    script = (
+        "echo hi > /hi; rm /bin/ls; mkdir -m 700 /secret; ln /hi /hard; chmod 711 /;"
+        " rm -r /home; mkdir /home"
+    )
     e.docker("run", "--name", "box", "--env", "A=1", "--label", "l=v", "bb", "sh", "-c", script)
     made = e.out("commit", "-a", "me", "-m", "why", "-c", 'CMD ["cat", "/hi"]', "box", "new:1")
     assert e.out("run", "--rm", "new:1") == "hi"
@@ -38,7 +41,8 @@ def test_commit_keeps_what_was_written_deleted_and_said(e: Engine) -> None:
         "new:1",
         "sh",
         "-c",
-        "stat -c %a /secret / && stat -c %h /hi && test ! -e /bin/ls && echo gone",
+        "stat -c %a /secret / && stat -c %h /hi"
+        " && test ! -e /bin/ls && test ! -e /home/app && echo gone",
     )
     assert seen.split() == ["700", "711", "2", "gone"]
     image = e.api("GET", "/images/new:1/json").json

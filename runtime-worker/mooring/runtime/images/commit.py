@@ -134,7 +134,8 @@ def commit(store: ImageStore, job: Path, order: Mapping[str, Any]) -> LoadedImag
     added = None
     # A container that never ran has none.
     if directory.is_dir():
-        added = layer_from_directory(store, job, directory, lowers=chains[::-1])
+        move = order.get("move", False)
+        added = layer_from_directory(store, job, directory, lowers=chains[::-1], move=move)
     step = Step(order["created_by"], order["author"], order["message"])
     image = child_image(
         parent,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
@@ -19,6 +20,8 @@ from mooring.kit.models.event import Event
 from mooring.kit.models.image import CommitContainer, ImageCommitted
 
 from . import platforms
+from .commit import commit as make
+from .load import LoadedImage
 from .records import Origin
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FEW, _LITTLE = 200, 8 << 20
+"""Files, and bytes of them."""
 _FROZEN = "frozen"
 """In a job's directory: the id of the container that is paused for it."""
 
@@ -33,10 +38,11 @@ _FROZEN = "frozen"
 async def commit(service: ImageService, bus: Bus, request: CommitContainer) -> ImageCommitted:
     """Make the image and have it recorded; the errors of a loader's job."""
     record, image = request.record, request.image
+    directory = service.upper(record.id)
     order = {
         "kind": "commit",
         "container": record.id,
-        "directory": str(service.upper(record.id)),
+        "directory": str(directory),
         "image": image.id if image is not None else "",
         "platform": {"architecture": platforms.host().architecture, "os": "linux"},
         "given": request.config,
@@ -58,8 +64,42 @@ async def commit(service: ImageService, bus: Bus, request: CommitContainer) -> I
         events=[event],
     )
     async with _frozen(service, bus, record, wanted=request.pause):
-        loaded = await service.run(order, _nothing(), origin)
+        if is_small(directory):
+            loaded = await service.run_here(lambda job: _commit_copy(service, job, order), origin)
+        else:
+            loaded = await service.run(order, _nothing(), origin)
     return ImageCommitted(image_id=loaded.image_ids[0], revision=loaded.revision)
+
+
+def is_small(directory: Path) -> bool:
+    """Whether so little is below a directory that a process for it would take longer."""
+    files, size = 0, 0
+    pending = [directory]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                files += 1
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(Path(entry.path))
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_size
+                if files > _FEW or size > _LITTLE:
+                    return False
+    return True
+
+
+def _commit_copy(service: ImageService, job: Path, order: dict[str, Any]) -> LoadedImage:
+    """In a thread: the image of a copy of what was written, whose files become the layer's."""
+    copy = job / "copy"
+    directory = Path(order["directory"])
+    if directory.is_dir():
+        # Not by fork: copying the tables of this process's memory would cost more than the copy.
+        command = ["cp", "--archive", "--no-target-directory", "--", str(directory), str(copy)]
+        _, status = os.waitpid(os.posix_spawnp("cp", command, os.environ), 0)
+        if status:
+            raise OSError(f"copying what the container has written failed (status {status})")
+    return make(service.store, job, {**order, "directory": str(copy), "move": True})
 
 
 async def thaw(bus: Bus, job: Path) -> None:

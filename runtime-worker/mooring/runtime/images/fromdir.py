@@ -17,7 +17,7 @@ from .compress import Compression
 from .incoming import Blob, Layer
 from .pack import pack
 from .pending import Pending
-from .store import ImageStore, LayerInfo, chain_id_on
+from .store import ImageStore, LayerInfo, begin_writeback, chain_id_on
 from .unpack import Job, Unpacked, start
 
 _USUAL_ROOT = (0, 0, 0o755)
@@ -57,8 +57,9 @@ def _moved(directory: Path, blob: Path, built: Path, *, with_root: bool) -> Laye
         def write(data: bytes) -> None:
             nonlocal size
             digest.update(data)
-            size += len(data)
             _write_all(file.fileno(), data)
+            begin_writeback(file.fileno(), size, len(data))
+            size += len(data)
 
         packed = pack(directory, write, upper=True, clean=True, with_root=with_root)
     if not packed.entries:
@@ -79,6 +80,7 @@ def _copied(directory: Path, blob: Path, built: Path, *, with_root: bool) -> Lay
             def write(data: bytes) -> None:
                 nonlocal size
                 _write_all(file.fileno(), data)
+                begin_writeback(file.fileno(), size, len(data))
                 size += len(data)
                 child.grown(size)
 

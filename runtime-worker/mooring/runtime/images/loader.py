@@ -37,7 +37,8 @@ def main() -> None:
     directory = Path(sys.argv[1])
     job: dict[str, Any] = json.loads((directory / "job.json").read_bytes())
     end_with(job["parent"])
-    prepare()
+    if job["kind"] != "commit":
+        prepare()
     with suppress(OSError):
         fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     try:

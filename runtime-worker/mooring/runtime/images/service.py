@@ -13,8 +13,9 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,9 +41,11 @@ from mooring.kit.streams import serve_uploads
 
 from . import commits, platforms
 from .leases import Leases
+from .load import LoadedImage
 from .pending import Pending
 from .records import Origin, image_record
 from .store import ImageStore
+from .unpack import BadArchive
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,8 @@ class ImageService:
         self._lock = asyncio.Lock()
         self._added: dict[str, _Added] = {}
         """By image id: what is known here for so short a time that others may not know it yet."""
+        self._uncertain: set[Path] = set()
+        """Jobs of which it is not known whether their images were recorded."""
         self._tidying: asyncio.Task[None] | None = None
         self._untidy = False
         self.on_removed: list[Callable[[str], None]] = []
@@ -202,29 +207,59 @@ class ImageService:
     ) -> ImagesLoaded:
         """Have a loader do a job, and its images recorded; undone if that fails."""
         directory = self.store.new_job()
-        added: set[str] = set()
-        certain = True
         loader = await self._start_loader(job, directory)
         try:
             await _feed(loader, upload)
-            async with self._lock:
-                try:
-                    images = await _result(loader)
-                    point("runtime.image.stored")
-                    return await self._add(images, origin, added)
-                except Unavailable:
-                    # Whether an image was recorded is not known: the next start finds out.
-                    certain = False
-                    raise
-                finally:
-                    if certain:
-                        await asyncio.to_thread(self._end, directory, added)
+            return await self._record(directory, lambda: _result(loader), origin)
         finally:
             await _kill(loader)
-            leftovers = directory.glob("*/") if not certain else (directory,)
-            for path in leftovers:
-                self.store.discard(path)
-            self._tidy()
+            self._clear(directory)
+
+    async def run_here(self, make: Callable[[Path], LoadedImage], origin: Origin) -> ImagesLoaded:
+        """The same for what is done in a moment: in a thread, given the job's directory."""
+        directory = self.store.new_job()
+
+        async def images() -> list[dict[str, Any]]:
+            making = asyncio.ensure_future(asyncio.to_thread(make, directory))
+            try:
+                return [asdict(await asyncio.shield(making))]
+            except asyncio.CancelledError:
+                # What it adds has to be known before it can be undone.
+                await asyncio.wait({making})
+                raise
+            except BadArchive as exc:
+                raise InvalidParameter(str(exc)) from exc
+            except OSError as exc:
+                raise EngineError(f"cannot store the image: {exc}") from exc
+
+        try:
+            return await self._record(directory, images, origin)
+        finally:
+            self._clear(directory)
+
+    async def _record(
+        self, directory: Path, images: Callable[[], Awaitable[list[dict[str, Any]]]], origin: Origin
+    ) -> ImagesLoaded:
+        """Have the images recorded that are about to be put into the store."""
+        added: set[str] = set()
+        async with self._lock:
+            try:
+                found = await images()
+                point("runtime.image.stored")
+                return await self._add(found, origin, added)
+            except Unavailable:
+                # Whether an image was recorded is not known: the next start finds out.
+                self._uncertain.add(directory)
+                raise
+            finally:
+                if directory not in self._uncertain:
+                    await asyncio.to_thread(self._end, directory, added)
+
+    def _clear(self, directory: Path) -> None:
+        """What is left of a job; the list of what it added stays as long as that is in doubt."""
+        for path in directory.glob("*/") if directory in self._uncertain else (directory,):
+            self.store.discard(path)
+        self._tidy()
 
     async def _start_loader(self, job: dict[str, Any], directory: Path) -> Process:
         job |= {

@@ -94,8 +94,9 @@ def _follow(growth: int, source: Growing) -> None:
 
 
 def _unlayer(job: Job, source: Growing, answers: int) -> dict[str, object]:
-    # No module can be loaded once the root directory has changed, in whichever thread.
-    prepare()
+    if job.compression:
+        # No module can be loaded once the root directory has changed, in whichever thread.
+        prepare()
     os.makedirs(f"{job.target}/fs", 0o755)
     with ExitStack() as files:
         plain = files.enter_context(open(job.plain, "xb", buffering=0)) if job.plain else None
