@@ -219,6 +219,13 @@ def test_addresses_ranges_and_mac_addresses_are_as_asked_for(docker: Engine) -> 
     sleeper(docker, "three", "--network", "wide", "--ip", "10.233.7.7")
 
 
+def test_an_address_is_given_only_where_the_subnet_is_the_users(docker: Engine) -> None:
+    docker.docker("network", "create", "mine")
+    done = docker.docker("run", "--rm", "--network", "mine", "--ip", "10.232.0.9", "bb",
+                         check=False)  # fmt: skip
+    assert "only when connecting to networks with user configured subnets" in done.stderr
+
+
 def test_a_full_network_says_so_and_gives_addresses_again(docker: Engine) -> None:
     docker.docker("network", "create", "--subnet", "10.234.0.0/30", "tiny")
     sleeper(docker, "one", "--network", "tiny")

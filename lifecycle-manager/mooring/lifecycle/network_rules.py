@@ -56,6 +56,7 @@ def draft(request: CreateNetwork, network_id: str) -> NetworkRecord:
         internal=request.internal,
         attachable=request.attachable,
         ipam=pools,
+        configured=bool(pools),
         options=request.options,
         labels=request.labels,
         interface=_interface(driver, request.options, network_id),

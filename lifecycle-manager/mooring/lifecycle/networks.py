@@ -24,7 +24,7 @@ from mooring.kit.errors import (
     Unavailable,
 )
 from mooring.kit.models.base import Done
-from mooring.kit.models.container import ContainerRecord
+from mooring.kit.models.container import ContainerRecord, Event
 from mooring.kit.models.network import (
     BridgeReady,
     Claimed,
@@ -164,6 +164,15 @@ class NetworkHandlers:
                 continue
             deleted.append(record.name)
             revision = max(revision, done.revision)
+        now = time.time_ns()
+        event = Event(
+            id=f"prune.network.{request.request_id}",
+            type="network",
+            action="prune",
+            attributes={"reclaimed": "0"},
+            time_ns=now,
+        )
+        await self._engine.events.publish("prune", event)
         return NetworksPruned(deleted=deleted, revision=revision)
 
     def _check_unused(self, record: NetworkRecord) -> None:

@@ -98,6 +98,11 @@ def check_predefined(settings: EndpointSettings) -> None:
             "invalid endpoint settings: user specified IP address is supported on user defined"
             " networks only"
         )
+    if settings.links:
+        raise InvalidParameter(
+            "invalid endpoint settings: links of an endpoint are only supported for user-defined"
+            " networks"
+        )
     if settings.aliases:
         raise InvalidParameter(
             "invalid endpoint settings: network-scoped aliases are only supported for user-defined"
@@ -117,6 +122,11 @@ def check_on(settings: EndpointSettings, network: NetworkRecord) -> None:
         if not text:
             continue
         address = ipaddress.ip_address(text)
+        if not network.configured:
+            raise InvalidParameter(
+                "invalid endpoint settings: user specified IP address is supported only when "
+                "connecting to networks with user configured subnets"
+            )
         if not enabled:
             raise InvalidParameter(
                 f"invalid endpoint settings: IPv{address.version} is not enabled for network "

@@ -125,6 +125,8 @@ class NetworkRecord(Model):
     ipam_options: dict[str, str] = {}
     ipam: list[IpamPool] = []
     """IPv4 first; the subnets are chosen by the time it is active."""
+    configured: bool = False
+    """The user has chosen subnets: only then may endpoints ask for addresses."""
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     interface: str = ""
