@@ -44,6 +44,8 @@ TARGETS = {
     "save, 297 MB, 5 layers (s)": 1.0,
     "commit, one file (ms)": 1.0,
     "commit, 64 MB, 100 files (ms)": 1.0,
+    "pull, cold (s)": 1.67,
+    "push, nothing there yet (s)": 2.0,
 }
 # Absolute ones: at least, at most.
 FLOORS = {
@@ -55,6 +57,7 @@ CEILINGS = {
     "/_ping, 1 client (ms)": 0.4,
     "inspect, 1 client (ms)": 0.4,
     "services killed, 100 containers: API back (s)": 1.5,
+    "memory that a pull takes at most (MiB)": 150.0,
 }
 
 

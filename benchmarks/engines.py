@@ -133,8 +133,8 @@ class Mooring(Engine):
         )  # fmt: skip
         listed = json.loads(status.stdout)
         roots = {listed["pid"], *(item["pid"] for item in listed["services"])}
-        containers = _descend(set(_shims(self.folder, "init_pid")))
-        return sorted((_descend(roots) | set(_shims(self.folder, "shim_pid"))) - containers)
+        containers = descend(set(_shims(self.folder, "init_pid")))
+        return sorted((descend(roots) | set(_shims(self.folder, "shim_pid"))) - containers)
 
     def kill(self) -> None:
         """Gateway, lifecycle manager, runtime worker, agent and NATS; their supervisor stays."""
@@ -152,7 +152,7 @@ def _shims(folder: Path, what: str) -> list[int]:
     return found
 
 
-def _descend(roots: set[int]) -> set[int]:
+def descend(roots: set[int]) -> set[int]:
     """The processes and all their descendants."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):

@@ -16,6 +16,7 @@ from .archive import archive
 from .engines import API, IMAGE, Engine
 from .images import commit, images
 from .memory import cpu, pss
+from .transfers import transfers
 from .wire import READ, Refused
 
 Found = Iterator[tuple[str, float]]
@@ -360,4 +361,5 @@ ALL = {
     "archive": archive,
     "images": images,
     "commit": commit,
+    "transfers": transfers,
 }
