@@ -63,8 +63,9 @@ class Download:
                 # Now, while it is being unpacked, and not when the layer is stored.
                 await asyncio.to_thread(os.fdatasync, file.fileno())
         except BaseException as exc:
-            if isinstance(exc, OSError):
-                # The disk is full, it may be: nobody needs half a blob that badly.
+            if isinstance(exc, OSError | TransferFault):
+                # What can't be right is no start for another attempt; and if the disk is full,
+                # nobody needs half a blob that badly.
                 self.forget()
             if not self.done.done():
                 self.done.set_exception(
