@@ -46,6 +46,7 @@ from mooring.runtime.images.service import ImageService, digests_of
 from mooring.runtime.images.store import LayerInfo
 from mooring.runtime.images.unpack import Unpacked
 
+from .blobs import serve_blobs
 from .process import TransferProcess, Work
 from .progress import Message
 
@@ -370,6 +371,7 @@ async def serve(bus: Bus, settings: Settings, images: ImageService) -> RegistryS
     def subject(verb: str) -> str:
         return subjects.runtime(settings.node_id, verb)
 
+    await serve_blobs(bus, settings.node_id, images.store)
     await bus.serve(subject(subjects.RUNTIME_IMAGE_PULL), PullImage, service.pull)
     await bus.serve(subject(subjects.RUNTIME_IMAGE_PUSH), PushImage, service.push)
     await bus.serve(subject(subjects.RUNTIME_TRANSFER_CANCEL), CancelTransfer, service.cancel)
