@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -20,7 +20,7 @@ from mooring.kit import references
 from mooring.kit.models.registry import RegistryAuth
 
 from .challenge import Challenge, basic, challenges, user_and_password
-from .endpoints import Endpoint, Rules, endpoints, tls_context
+from .endpoints import Endpoint, Rules, Stamp, endpoints, stamp, tls_context
 from .words import ConnectionFault, NoCredentials, RegistryError, TransferFault, refusal
 
 _CONNECT = 15.0
@@ -32,6 +32,7 @@ _TOKEN_BODY = 1 << 20
 _TOKEN_LIFE = 60.0
 """Seconds that a token is good for when the server does not say."""
 _LONGEST_WAIT = 60.0
+_ALERT = re.compile(r"(?:SSLV3|TLSV1|TLSV13)_ALERT_(\w+)")
 _AGENT = "docker/27.0.0 mooring/0.1"
 
 
@@ -60,7 +61,7 @@ class Http:
             trust_env=True,
             read_bufsize=1 << 20,
         )
-        self._contexts: dict[Endpoint, ssl.SSLContext] = {}
+        self._contexts: dict[Endpoint, tuple[Stamp, ssl.SSLContext]] = {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -68,9 +69,11 @@ class Http:
 
     def context(self, endpoint: Endpoint) -> ssl.SSLContext:
         """The TLS settings for an endpoint; TransferFault for unusable certificates."""
-        if endpoint not in self._contexts:
-            self._contexts[endpoint] = tls_context(endpoint, Path(self.rules.certs_dir))
-        return self._contexts[endpoint]
+        now = stamp(endpoint, self.rules.certs_dir)
+        known = self._contexts.get(endpoint)
+        if known is None or known[0] != now:
+            known = self._contexts[endpoint] = now, tls_context(endpoint, self.rules.certs_dir)
+        return known[1]
 
     @asynccontextmanager
     async def send(
@@ -123,6 +126,8 @@ def connection_fault(method: str, url: str, exc: BaseException) -> ConnectionFau
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = parts.hostname or ""
     where = f'{method.capitalize()} "{url}"'
+    if alert := _ALERT.search(str(exc)):
+        return ConnectionFault(f"{where}: remote error: tls: {alert[1].lower().replace('_', ' ')}")
     match exc:
         case aiohttp.ClientConnectorCertificateError():
             return ConnectionFault(f"{where}: x509: {_certificate_words(exc.certificate_error)}")
@@ -178,7 +183,7 @@ class Repository:
         """Whether a registry is there, and how it wants to know who asks; ConnectionFault."""
         async with self.http.send("GET", f"{self.endpoint.url}/v2/", self.endpoint, {}) as answer:
             self._challenges = challenges(answer.headers.getall("WWW-Authenticate", []))
-            if answer.status >= 500 or answer.status == 429:
+            if answer.status >= 500 or answer.status in (400, 429):
                 raise await _refused(answer)
 
     @asynccontextmanager
@@ -370,7 +375,9 @@ async def connect(
         try:
             await retried(http, repository.ping)
         except (ConnectionFault, RegistryError) as exc:
-            failure = exc
+            # 400 is how a server that wants TLS answers without: what was wrong with TLS is told.
+            if failure is None or not (isinstance(exc, RegistryError) and exc.status == 400):
+                failure = exc
         else:
             found.append(repository)
     if not found:

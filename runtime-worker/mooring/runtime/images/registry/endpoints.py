@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -70,6 +71,19 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
     except OSError:
         return []
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+
+
+Stamp = tuple[tuple[str, int], ...]
+"""Files and when they were changed."""
+
+
+def stamp(endpoint: Endpoint, certs_dir: Path) -> Stamp:
+    """Tells whether the certificates for an endpoint are other ones by now."""
+    try:
+        with os.scandir(certs_dir / endpoint.domain) as files:
+            return tuple(sorted((file.name, file.stat().st_mtime_ns) for file in files))
+    except OSError:
+        return ()
 
 
 def tls_context(endpoint: Endpoint, certs_dir: Path) -> ssl.SSLContext:

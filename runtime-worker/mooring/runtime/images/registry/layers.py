@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,12 @@ class Layers:
             }
         )
         say(state("Pull complete", wanted.short))
+
+    def forget(self, layers: Iterable[Descriptor]) -> None:
+        """What was fetched of these is not needed any more, unless it is being fetched now."""
+        for descriptor in layers:
+            if descriptor.digest not in self._active:
+                self._path(descriptor).unlink(missing_ok=True)
 
     async def _unpack(
         self, wanted: Wanted, repository: Repository, say: Say

@@ -121,7 +121,12 @@ class Pull:
         chains = chain_ids(diff_ids)
         present, known = await self._host.lease(chains, manifest.config.digest)
         if not (known and present.issuperset(chains)):
-            await self._make_layers(manifest, diff_ids, chains, present, repository)
+            try:
+                await self._make_layers(manifest, diff_ids, chains, present, repository)
+            except (OSError, EngineError):
+                # The disk is full, it may be: nobody needs what was fetched that badly.
+                self._layers.forget(manifest.layers)
+                raise
         revision = await self._host.add(
             {
                 "id": manifest.config.digest,
@@ -133,8 +138,7 @@ class Pull:
             }
         )
         # The store has links of its own by now.
-        for layer in manifest.layers:
-            (self._places.downloads / layer.digest[7:]).unlink(missing_ok=True)
+        self._layers.forget(manifest.layers)
         return manifest.config.digest, digest, revision
 
     async def _make_layers(
