@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -37,7 +36,6 @@ class Download:
         """Bytes that the file has now."""
         self.resumed = False
         """Whether some of them are from an earlier process."""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watchers: list[Callable[[int], None]] = []
 
     def watch(self, grown: Callable[[int], None]) -> None:
@@ -51,7 +49,7 @@ class Download:
         self.path.unlink(missing_ok=True)
 
     async def run(self, repository: Repository, say: Say, id_: str) -> None:
-        """Fetch it; `done` gets the outcome. TransferFault, RegistryError, ConnectionFault."""
+        """Fetch it; TransferFault, RegistryError, ConnectionFault, OSError."""
         try:
             with open(self.path, "ab", buffering=0) as file:
                 self._tell(file.tell())
@@ -62,19 +60,11 @@ class Download:
                 await self._fetch_all(file.fileno(), repository, say, id_)
                 # Now, while it is being unpacked, and not when the layer is stored.
                 await asyncio.to_thread(os.fdatasync, file.fileno())
-        except BaseException as exc:
-            if isinstance(exc, OSError | TransferFault):
-                # What can't be right is no start for another attempt; and if the disk is full,
-                # nobody needs half a blob that badly.
-                self.forget()
-            if not self.done.done():
-                self.done.set_exception(
-                    exc if isinstance(exc, Exception) else ConnectionFault("context canceled")
-                )
-                with suppress(BaseException):
-                    self.done.exception()  # Whether somebody looks is not our concern.
+        except (OSError, TransferFault):
+            # What can't be right is no start for another attempt; and if the disk is full,
+            # nobody needs half a blob that badly.
+            self.forget()
             raise
-        self.done.set_result(None)
 
     async def _fetch_all(self, fd: int, repository: Repository, say: Say, id_: str) -> None:
         patience = repository.http.patience

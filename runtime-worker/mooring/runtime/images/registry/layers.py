@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,20 +115,22 @@ class Layers:
     ) -> tuple[Path, Unpacked]:
         descriptor = wanted.descriptor
         download = self._active.get(descriptor.digest)
-        if download is None:
+        if download is None or descriptor.digest not in self._fetched:
+            # Nobody fetches it, or who did is just being broken off.
             download = Download(self._path(descriptor), descriptor)
             self._active[descriptor.digest] = download
 
         async def fetch(say: Say) -> None:
-            try:
-                if self._slots.locked():
-                    say(state("Waiting", wanted.short))
-                async with self._slots:
-                    await download.run(repository, say, wanted.short)
-            finally:
-                del self._active[descriptor.digest]
+            if self._slots.locked():
+                say(state("Waiting", wanted.short))
+            async with self._slots:
+                await download.run(repository, say, wanted.short)
 
-        async with self._fetched.join(descriptor.digest, fetch, say) as fetching:
+        async with AsyncExitStack() as stack:
+            stack.callback(self._leave, download)
+            fetching = await stack.enter_async_context(
+                self._fetched.join(descriptor.digest, fetch, say)
+            )
             begun = asyncio.Event()
             download.watch(lambda size: begun.set())
             fetching.add_done_callback(lambda task: begun.set())
@@ -157,6 +160,11 @@ class Layers:
                     raise TransferFault(_words(exc, descriptor)) from exc
                 finally:
                     unpacking.close()
+
+    def _leave(self, download: Download) -> None:
+        digest = download.descriptor.digest
+        if digest not in self._fetched and self._active.get(digest) is download:
+            del self._active[digest]
 
     async def _follow(
         self,

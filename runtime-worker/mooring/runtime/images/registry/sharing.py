@@ -32,6 +32,9 @@ class Shared(Generic[R]):
     def __init__(self) -> None:
         self._works: dict[str, _Work[R]] = {}
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._works
+
     @asynccontextmanager
     async def join(
         self, key: str, begin: Callable[[Say], Awaitable[R]], listener: Say
