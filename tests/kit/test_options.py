@@ -131,8 +131,6 @@ def test_a_config_that_can_never_work(
         ({"DeviceRequests": [{"Count": -1}]}, "DeviceRequests"),
         ({"StorageOpt": {"size": "1G"}}, "StorageOpt"),
         ({"CpuRealtimeRuntime": 5}, "CpuRealtimeRuntime"),
-        ({"PortBindings": {"80/tcp": []}}, "PortBindings"),
-        ({"PublishAllPorts": True}, "PublishAllPorts"),
         ({"SecurityOpt": ["apparmor=mine"]}, "apparmor=mine"),
         ({"LogConfig": {"Config": {"labels": "x"}}}, "labels"),
         ({"LogConfig": {"Config": {"mode": "non-blocking"}}}, "mode=non-blocking"),

@@ -10,6 +10,7 @@ programs.SERVICES = {
     "worker": "tests.supervisor.worker",
     "gateway": "tests.supervisor.gateway",
 }
+programs.ON_DEMAND = {"network": "tests.supervisor.sleeper"}
 
 if __name__ == "__main__":
     __main__.main()

@@ -91,7 +91,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 def test_services_are_ready_and_serve_with_the_settings_they_were_given(engine: Engine) -> None:
     status = control.status(engine.settings.run_dir)
-    assert [item["name"] for item in status["services"]] == ["nats", "worker", "gateway"]
+    assert [item["name"] for item in status["services"]] == ["nats", "network", "worker", "gateway"]
     assert engine.service("gateway")["status"] == "serving"
     assert engine.ask()["node"] == engine.settings.node_id
 
@@ -203,3 +203,30 @@ def test_a_service_that_hangs_is_killed_by_its_watchdog(
 def test_the_socket_is_for_root_and_the_group_only(engine: Engine) -> None:
     assert os.stat(engine.socket).st_mode & 0o777 in (0o600, 0o660)
     assert os.stat(engine.settings.run_dir / "supervisor.sock").st_mode & 0o777 == 0o600
+
+
+def ask_sleeper(engine: Engine, word: bytes) -> tuple[int, int]:
+    """What the service on demand says: its pid, and how many descriptors it found stored."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.settimeout(20)
+        client.connect(str(engine.settings.run_dir / "network.sock"))
+        client.send(word)
+        pid, stored = client.recv(100).split()
+        return int(pid), int(stored)
+
+
+def test_a_service_on_demand_runs_from_its_first_client_to_its_own_end(engine: Engine) -> None:
+    assert engine.service("network")["state"] == "idle"
+    pid, _ = ask_sleeper(engine, b"end")
+    engine.until(lambda _: engine.service("network")["state"] == "idle")
+    assert engine.service("network")["restarts"] == 0
+    again, _ = ask_sleeper(engine, b"hello")
+    assert again != pid
+
+
+def test_a_killed_service_on_demand_is_back_with_what_it_stored(engine: Engine) -> None:
+    pid, _ = ask_sleeper(engine, b"store")
+    engine.until(lambda _: engine.service("network")["stored"] == 2)
+    os.kill(pid, signal.SIGKILL)
+    engine.until(lambda _: engine.service("network")["restarts"] == 1)
+    assert ask_sleeper(engine, b"hello")[1] == 2

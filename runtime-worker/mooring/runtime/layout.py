@@ -12,6 +12,7 @@ class Layout:
         "agent_socket",
         "containers",
         "network",
+        "ports",
         "released",
         "removed",
         "run",
@@ -38,6 +39,8 @@ class Layout:
         """An empty file for each container removed a moment ago: a late start is refused."""
         self.released = f"{self.shims}/.released"
         """The last run released of each container whose run was over a moment ago."""
+        self.ports = f"{self.shims}/.ports"
+        """The published ports of each run that has any, as `<id>.<run>`."""
         self.agent_socket = f"{self.run}/agent.sock"
 
     def container(self, id_: str) -> str:
@@ -60,5 +63,6 @@ class Layout:
             self.shm,
             self.removed,
             self.released,
+            self.ports,
             self.run_trash,
         ]

@@ -141,6 +141,12 @@ class Runs:
                 return found
         return None
 
+    def over(self, holder: str) -> bool:
+        """Whether the run `<container id>.<run>` has ended, or is not there at all."""
+        found = split(holder)
+        run = self.find(*found) if found else None
+        return run is None or run.stage is Stage.OVER
+
     def matching(self, prefix: str) -> list[str]:
         """The containers with a run whose id begins so."""
         if prefix in self._index:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mooring.kit import ports as port_options
 from mooring.kit.endpoints import predefined_id
 from mooring.kit.errors import EngineError, NotFound
 from mooring.kit.models.container import ContainerRecord
@@ -28,6 +29,7 @@ from .network import links, plan
 from .network.bridge import Bridge
 from .network.client import FactoryClient
 from .network.plug import Member, Plugs
+from .network.ports.publisher import Publisher
 from .network.user import UserNetworks
 from .runs import Run
 from .spec import OWN
@@ -112,7 +114,11 @@ class HostNetworks:
         user: UserNetworks,
         factory: Callable[[], Awaitable[socket.socket]],
         pool: int,
+        ports: Publisher,
     ) -> None:
+        self._ports = ports
+        ports.repair = self._repair_table
+        self._live: set[str] = set()
         self._bridge = bridge
         self._user = user
         self._factory = factory
@@ -135,8 +141,28 @@ class HostNetworks:
             sandbox = await self._attach_bridge(holder)
         else:
             sandbox = await self._attach_all(holder, record)
-        # hook: ports.publish, dns.join
+        try:
+            await self._publish(holder, record, sandbox.state)
+        except BaseException:
+            sandbox.close()
+            raise
         return sandbox
+
+    async def _publish(self, holder: str, record: ContainerRecord, state: NetworkState) -> None:
+        wanted = port_options.wanted(record.config, record.host_config)
+        if not wanted:
+            return
+        point, address, address6, link = _published_at(state)
+        if not address and not address6:
+            return  # as Docker: no way leads in, there is nothing to be published
+        state.ports = await self._ports.publish(
+            holder,
+            wanted,
+            address=address,
+            address6=address6,
+            link=link,
+            endpoint=f"{record.name} ({point.endpoint_id})",
+        )
 
     async def _attach_bridge(self, holder: str) -> Sandbox:
         await self._ready()
@@ -179,7 +205,7 @@ class HostNetworks:
         except BaseException:
             member.lan.release(holder)
             raise
-        # hook: ports.publish (if the gateway changed), dns.join
+        await self._move(holder, changed)
         return changed
 
     async def disconnect(
@@ -187,8 +213,14 @@ class HostNetworks:
     ) -> NetworkState:
         """See Networks."""
         await self._ready()
-        # hook: ports.release (of what is published there), dns.leave
-        return await self._plugs.take(request.network, state, namespace)
+        changed = await self._plugs.take(request.network, state, namespace)
+        await self._move(f"{request.id}.{request.run}", changed)
+        return changed
+
+    async def _move(self, holder: str, state: NetworkState) -> None:
+        """Ports are published on the network that gives the default route."""
+        _, address, address6, link = _published_at(state)
+        await self._ports.move(holder, address, address6, link)
 
     def disconnected(self, holder: str, network: str) -> None:
         """A disconnect is recorded: the addresses may go to others."""
@@ -217,7 +249,7 @@ class HostNetworks:
 
     def detach(self, holder: str) -> None:
         """See Networks."""
-        # hook: ports.release, dns.leave
+        self._ports.release(holder)
         self._bridge.detach(holder)
         for lan in self._user:
             lan.release(holder)
@@ -230,6 +262,7 @@ class HostNetworks:
 
     def sweep(self, live: set[str]) -> None:
         """See Networks."""
+        self._live = set(live)
         self._bridge.sweep(live)
         for lan in self._user:
             for holder in lan.leases.holders() - live:
@@ -262,6 +295,7 @@ class HostNetworks:
             # Not cancelled half-way: what it has made by then would be nobody's.
             await asyncio.wait({self._task}, timeout=FINISH)
         ready = self._bridge.ready
+        await self._ports.close()
         await self._plugs.close()
         await self._bridge.close()
         if remove and ready:
@@ -275,6 +309,11 @@ class HostNetworks:
         except Exception as exc:
             # A host without the means for a bridge still runs containers without one.
             logger.warning("the default bridge is not available: %s", exc)
+
+    async def _repair_table(self) -> None:
+        """Make the nftables table again, with what every network has in it."""
+        await self._bridge.ensure()
+        self._user.announce()
 
     def _client(self) -> FactoryClient:
         client = self._bridge.client
@@ -293,14 +332,28 @@ class HostNetworks:
             else:
                 return
             self._user.announce()
+            await self._ports.recover(self._live)
             if self._on_bridge is not None:
                 await self._on_bridge(self._bridge.record, self._bridge.mtu)
+
+
+def _published_at(state: NetworkState) -> tuple[Endpoint, str, str, str]:
+    """Where ports are published: the endpoint, its IPv4, the IPv6 address, the veth's end."""
+    none = Endpoint()
+    point = state.endpoints.get(state.gateway4, none)
+    point6 = state.endpoints.get(state.gateway6, none)
+    first = point if point.ip_address else point6
+    # Docker publishes on bridges: from other links a container is reached as it is.
+    if first.driver not in ("", "bridge"):
+        return none, "", "", ""
+    return first, point.ip_address, point6.global_ipv6_address, first.link
 
 
 def open_networks(
     bridge: Bridge,
     directory: Path,
     instance: str,
+    publisher: Publisher,
     factory: Callable[[], Awaitable[socket.socket]],
     states: Callable[[], list[NetworkState]],
     pool: int,
@@ -313,4 +366,4 @@ def open_networks(
     user = UserNetworks(directory, instance, ports)
     user.load()
     bridge.ports = ports
-    return HostNetworks(bridge, user, factory, pool)
+    return HostNetworks(bridge, user, factory, pool, publisher)

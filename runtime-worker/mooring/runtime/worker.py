@@ -34,7 +34,9 @@ from .joins import Joins
 from .launching import Launcher, spawn
 from .layout import Layout
 from .locks import KeyedLocks
+from .network.attendant import Attendant
 from .network.bridge import Bridge, BridgeSettings
+from .network.ports.publisher import Publisher
 from .oci import cgroups
 from .reaper import Reaper
 from .rewiring import Rewiring
@@ -86,10 +88,12 @@ async def main(settings: Settings, service: Service) -> None:
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)
     factory = Factory(environment)
+    attendant = Attendant(f"{settings.run_dir}/network.sock")
     networks = open_networks(
         _bridge(settings, layout),
         settings.state_dir / "network",
         settings.instance,
+        Publisher(settings.instance, layout.ports, attendant, runs.over),
         factory.start,
         lambda: live_states(runs),
         settings.warm_shims,

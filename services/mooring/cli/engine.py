@@ -157,7 +157,7 @@ def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = 
     table = Table("SERVICE", "STATE", "PID", "UPTIME", "RESTARTS", "", box=None)
     for item in found["services"]:
         up_for = duration(item["uptime"])
-        colour = "green" if item["state"] == "ready" else "yellow"
+        colour = "green" if item["state"] in ("ready", "idle") else "yellow"
         cells = (str(item["pid"] or "–"), up_for, str(item["restarts"]), item["status"])
         table.add_row(item["name"], f"[{colour}]{item['state']}[/]", *cells)
     console.print(table)

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 
-from . import capabilities, endpoints, mountspecs
+from . import capabilities, endpoints, mountspecs, ports
 from .errors import InvalidParameter, NotSupported
 from .models.container import ContainerConfig, HostConfig, LogConfig
 from .models.network import EndpointSettings
@@ -19,6 +19,8 @@ from .resources import check_resources
 BUILT_IN_RUNTIMES = frozenset({"", "mooring", "runc", "io.containerd.runc.v2"})
 """Clients send runc's name because Docker's default has it; the built-in runtime answers to it."""
 
+MOST_PORTS = 4096
+"""Of one container: each is a socket that is held on the host."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _NAMESPACED_KERNEL = frozenset(
@@ -48,7 +50,7 @@ def check(
     NetworkingConfig.EndpointsConfig as given.
     """
     _unsupported(host)
-    warnings = _check_ports(host)
+    warnings = _check_ports(config, host)
     endpoints.check(config, host, networking or {})
     _check_config(config)
     _check_modes(config, host)
@@ -132,15 +134,14 @@ def _unsupported(host: HostConfig) -> None:
             raise NotSupported(f"option {option} is not supported yet")
 
 
-def _check_ports(host: HostConfig) -> list[str]:
-    wanted = bool(host.port_bindings) or host.publish_all_ports
-    if not wanted or host.network_mode.startswith("container:"):
-        return []
-    if host.network_mode == "host":
+def _check_ports(config: ContainerConfig, host: HostConfig) -> list[str]:
+    ports.exposed(config)
+    wanted = ports.wanted(config, host)
+    if len(wanted) > MOST_PORTS:
+        raise InvalidParameter(f"a container can publish {MOST_PORTS} ports, not {len(wanted)}")
+    if wanted and host.network_mode == "host":
         return ["Published ports are discarded when using host network mode"]
-    if host.network_mode == "none":
-        return []
-    raise NotSupported("publishing ports (PortBindings, PublishAllPorts) is not supported yet")
+    return []
 
 
 def _check_config(config: ContainerConfig) -> None:

@@ -36,17 +36,22 @@ class State(StrEnum):
     WAITING = "waiting"
     """Died too often too soon: started again at `due`."""
     STOPPED = "stopped"
+    IDLE = "idle"
+    """Started when somebody connects to its socket."""
 
 
 class Child:
-    """The life of one program. `tick` does what is due; the caller polls `pidfd` and the store."""
+    """The life of one program, started with its listeners.
+
+    `tick` does what is due; the caller polls `pidfd` and the store, and `activator` while IDLE.
+    """
 
     def __init__(
         self, program: Program, notify: str, listeners: list[tuple[str, socket.socket]]
     ) -> None:
         self.program = program
         self.name = program.name
-        self.state = State.STOPPED
+        self.state = State.IDLE if program.activation else State.STOPPED
         self.pid = 0
         self.pidfd = -1
         self.start_time = 0
@@ -56,10 +61,15 @@ class Child:
         """When `tick` has something to do (monotonic)."""
         self.store = DescriptorStore()
         self._notify = notify
-        self._listeners = listeners if program.listens else []
+        self._listeners = listeners
         self._born = 0.0
         self._delay = 0.0
         self._killing = False
+
+    @property
+    def activator(self) -> socket.socket | None:
+        """Whose readability starts it; None for what always runs."""
+        return self._listeners[0][1] if self.program.activation else None
 
     def uptime(self) -> float:
         """Seconds of the present life, 0 if there is none."""
@@ -103,7 +113,7 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end; killed if it has not after STOP_TIMEOUT."""
-        if self.state is State.WAITING:
+        if self.state in (State.WAITING, State.IDLE):
             self.state, self.due = State.STOPPED, None
         if not self.pid or self.state is State.STOPPING:
             return
@@ -121,6 +131,9 @@ class Child:
         self.pid, self.pidfd = 0, -1
         if self.state is State.STOPPING:
             self.state, self.due = State.STOPPED, None
+            return
+        if self.program.activation and status == 0:
+            self.state, self.due = State.IDLE, None
             return
         logger.warning("%s %s after %.1f s, starting it again", self.name, how(status), life)
         self.restarts += 1

@@ -27,6 +27,9 @@ SERVICES = {
 }
 """Name and module of each service, in the order in which they are started."""
 
+ON_DEMAND = {"network": "mooring.runtime.network.service"}
+"""Started by the first connection to `<run dir>/<name>.sock`, which they are handed."""
+
 _FIRST_FD = 3
 
 
@@ -44,6 +47,9 @@ class Program:
     """A program that does not notify is ready when it accepts connections here."""
     listens: bool = False
     """Whether it gets the engine's listening sockets."""
+    activation: Path | None = None
+    """Its own listening socket (SOCK_SEQPACKET): it is started when somebody connects there.
+    When it ends by itself it is not missed until the next connection."""
 
 
 def programs(settings: Settings) -> list[Program]:
@@ -61,6 +67,9 @@ def programs(settings: Settings) -> list[Program]:
             )
         )
     environment = settings.environment()
+    for name, module in ON_DEMAND.items():
+        path = settings.run_dir / f"{name}.sock"
+        parts.append(Program(name, module=module, environment=environment, activation=path))
     for name, module in SERVICES.items():
         parts.append(
             Program(name, module=module, environment=environment, listens=name == "gateway")
@@ -74,7 +83,7 @@ def preload() -> None:
     Four services that each import the same modules take 40 MB more and, all killed at once, are
     back a second later. What cannot be imported is tried, and reported, by the service itself.
     """
-    for name, module in SERVICES.items():
+    for name, module in {**SERVICES, **ON_DEMAND}.items():
         try:
             importlib.import_module(module)
         except Exception as exc:

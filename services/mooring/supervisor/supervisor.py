@@ -21,7 +21,7 @@ from typing import Any
 from mooring.kit import listening
 from mooring.kit.config import Settings
 
-from . import leftovers, notify, orphans, rundir
+from . import activation, leftovers, notify, orphans, rundir
 from .child import Child, State, start_time
 from .programs import programs
 
@@ -51,7 +51,10 @@ class Supervisor:
         with self._cleanup:
             self._prepare()
             for child in self._children:
-                self._start(child)
+                if child.state is State.IDLE:
+                    self._await_client(child)
+                else:
+                    self._start(child)
             self._record()
             while not self._stopping or any(child.pid for child in self._children):
                 self._step()
@@ -74,7 +77,13 @@ class Supervisor:
         notified = on_exit.enter_context(notify.bind(path))
         on_exit.callback(_unlink, path)
         self._watch(notified, lambda: self._notified(notified))
-        self._children = [Child(program, path, listeners) for program in programs(settings)]
+        for program in programs(settings):
+            mine = listeners if program.listens else []
+            if program.activation:
+                activator = activation.listen(str(program.activation))
+                on_exit.callback(activation.close, str(program.activation), activator)
+                mine = [(program.name, activator)]
+            self._children.append(Child(program, path, mine))
         for child in self._children:
             self._watch(child.store, child.store.poll)
         self._listen_for_clients()
@@ -106,6 +115,18 @@ class Supervisor:
         child.start()
         self._watch_exit(child)
 
+    def _await_client(self, child: Child) -> None:
+        """Start it when somebody connects to its socket."""
+        activator = child.activator
+        assert activator is not None
+
+        def connected() -> None:
+            self._selector.unregister(activator)
+            if not self._stopping:
+                self._start(child)
+
+        self._watch(activator, connected)
+
     def _watch_exit(self, child: Child) -> None:
         self._watch(child.pidfd, lambda: self._exited(child))
 
@@ -115,6 +136,8 @@ class Supervisor:
     def _exited(self, child: Child) -> None:
         self._selector.unregister(child.pidfd)
         child.exited()
+        if child.state is State.IDLE:
+            self._await_client(child)
 
     def _notified(self, notified: socket.socket) -> None:
         while (message := notify.receive(notified)) is not None:
@@ -246,7 +269,7 @@ class Supervisor:
         }
 
     def _state(self) -> str:
-        ready = all(child.state is State.READY for child in self._children)
+        ready = all(child.state in (State.READY, State.IDLE) for child in self._children)
         return "ready" if ready else "starting"
 
     def _record(self) -> None:

@@ -14,6 +14,7 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.network import EndpointSettings
 
+from . import ports
 from .texts import duration, next_change, rfc3339
 
 RUNNING_STATES = frozenset({State.RUNNING, State.PAUSED, State.STOPPING, State.RESTARTING})
@@ -79,7 +80,7 @@ def summary(record: ContainerRecord, image: str) -> dict[str, Any]:
         "ImageID": record.image_id,
         "Command": _command(record),
         "Created": record.created_ns // 1_000_000_000,
-        "Ports": [],
+        "Ports": ports.listed(record),
         "Labels": record.config.labels or {},
         "State": shown_state(record),
         "HostConfig": _summary_host_config(record),
@@ -292,7 +293,7 @@ def _network_settings(record: ContainerRecord) -> dict[str, Any]:
         "Bridge": "",
         "SandboxID": record.network.sandbox_id,
         "SandboxKey": f"/proc/{record.pid}/ns/net" if record.network.sandbox_id else "",
-        "Ports": {},
+        "Ports": ports.settings(record),
         "HairpinMode": False,
         "LinkLocalIPv6Address": "",
         "LinkLocalIPv6PrefixLen": 0,

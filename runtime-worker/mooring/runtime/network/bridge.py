@@ -109,11 +109,12 @@ class Bridge:
 
     async def start(self, factory: socket.socket) -> None:
         """Set the bridge up if it is not, and use this factory from now on."""
-        await self._set_up()
+        await self.ensure()
         self.client = FactoryClient(factory)
         self.refill()
 
-    async def _set_up(self) -> None:
+    async def ensure(self) -> None:
+        """Make what is missing of the bridge and of the table; what is there stays untouched."""
         chosen = self._settings.directory / "subnet"
         request = {
             "action": "ensure",
@@ -145,7 +146,7 @@ class Bridge:
             prepared = self._pool.popleft()
             os.close(prepared.namespace)
             self._pending.discard(prepared.address)
-        await self._set_up()
+        await self.ensure()
         await asyncio.to_thread(adopt, self._settings.bridge, self.ports(self.record.id))
         self.client = client
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .base import Docker, Done, Model, Request
 from .event import Event
+from .port import PublishedPort
 
 # --- what was asked for ---
 
@@ -83,6 +84,8 @@ class NetworkState(Model):
     gateway4: str = ""
     gateway6: str = ""
     """The networks that the default routes lead through, where ports are published."""
+    ports: dict[str, list[PublishedPort]] = {}
+    """Published ports by `80/tcp`; nothing for one that is exposed only."""
 
 
 class Rewiring(Model):

@@ -1,0 +1,164 @@
+"""`mooring-network`: what a container's network needs from a living process.
+
+It holds the host's sockets of published ports and relays what the kernel cannot translate. Every
+descriptor is in the descriptor store under a name that says all about it, so this process may be
+killed at any moment. Standard library only; started by the first connection to its socket, and
+gone again when it has had nothing to do for a while.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+from typing import Any
+
+from mooring.kit import faults, log
+
+from .loop import Loop
+from .manager import Manager
+from .ports.held import HeldPorts
+
+logger = logging.getLogger(__name__)
+
+LISTENER = "network"
+"""Name of the listening socket that we are handed."""
+PATIENCE = 60.0
+"""Seconds with nothing to do until it ends."""
+PACKET = 64 << 10
+DESCRIPTORS = 250
+"""At most in one packet (SCM_MAX_FD is 253)."""
+
+
+class Server:
+    """Answers the worker: one JSON object to a packet, descriptors beside it."""
+
+    def __init__(self, loop: Loop, manager: Manager) -> None:
+        self._loop = loop
+        self._manager = manager
+        self._ports = HeldPorts(loop, manager)
+        self._clients: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self._said = ""
+
+    def start(self) -> None:
+        """Take back what was stored, and listen."""
+        stored: dict[str, list[int]] = {}
+        for name, descriptor in self._manager.descriptors:
+            stored.setdefault(name, []).append(descriptor)
+        for descriptor in stored.pop(LISTENER, []):
+            self._listener = socket.socket(fileno=descriptor)
+            self._listener.setblocking(False)
+            self._loop.watch(descriptor, self._accept)
+        for name, descriptors in stored.items():
+            if not self._ports.take(name, descriptors):
+                self._manager.unstore(name)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        self._manager.ready()
+        self._tell()
+        self._beat()
+        self._loop.later(PATIENCE, self._rest)
+
+    def _beat(self) -> None:
+        if self._manager.watchdog:
+            self._manager.alive()
+            self._loop.later(self._manager.watchdog, self._beat)
+
+    def _rest(self) -> None:
+        """End if there is nothing to do: the next connection starts another one of us."""
+        if not self._clients and not self._ports:
+            self._loop.running = False
+        self._loop.later(PATIENCE, self._rest)
+
+    def _tell(self) -> None:
+        text = f"{self._ports.count()} port sockets"
+        if text != self._said:
+            self._said = text
+            self._manager.status(text)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return
+        client.setblocking(False)
+        self._clients.add(client)
+        self._loop.watch(client.fileno(), lambda: self._read(client))
+
+    def _read(self, client: socket.socket) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(
+                client, PACKET, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, descriptors = b"", []
+        if not packet:
+            self._loop.forget(client.fileno())
+            self._clients.discard(client)
+            client.close()
+            return
+        try:
+            answer = self._answer(json.loads(packet), descriptors)
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            logger.exception("cannot do what is asked")
+            answer = {"error": f"{type(exc).__name__}: {exc}"}
+        self._tell()
+        try:
+            client.send(json.dumps(answer).encode())
+        except OSError:
+            pass  # it has gone, and asks again
+
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        match request["op"]:
+            case "hold":
+                faults.point("network.hold")
+                targets = [(str(address), int(port)) for address, port in request["targets"]]
+                sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+                self._ports.hold(request["holder"], targets, sockets)
+                faults.point("network.held")
+            case "release":
+                faults.point("network.release")
+                self._ports.release(request["holder"])
+            case "move":
+                self._ports.move(request["holder"], request["address"])
+            case "holders":
+                return {"ok": True, "holders": sorted(self._ports.holders())}
+            case op:
+                return {"error": f"unknown op {op!r}"}
+        return {"ok": True}
+
+
+def main() -> None:
+    """Serve until asked to stop."""
+    log.setup(
+        "network",
+        os.environ.get("MOORING_LOG_LEVEL", "info"),
+        os.environ.get("MOORING_LOG_FORMAT", "text"),
+    )
+    if os.environ.get("MOORING_FAULTS", "").lower() in ("1", "true", "yes"):
+        faults.enable(os.path.join(os.environ["MOORING_RUN_DIR"], "faults"))
+    manager, loop = Manager(), Loop()
+
+    def stop(*_: object) -> None:
+        loop.running = False
+
+    reading, writing = socket.socketpair()
+    for end in (reading, writing):
+        end.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno())
+    loop.watch(reading.fileno(), lambda: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    Server(loop, manager).start()
+    loop.run()
+    manager.stopping()
+
+
+if __name__ == "__main__":
+    main()
