@@ -77,6 +77,7 @@ class Builder:
         self._busy = busy
         self._builds: dict[str, Running] = {}
         self._active = 0
+        self._ending: set[asyncio.Task[None]] = set()
         self._directory = builds_directory(settings.state_dir)
         self._store = ImageStore(settings.state_dir)
         self._index: ImageIndex
@@ -119,12 +120,17 @@ class Builder:
             return self._failed(exc, output)
         finally:
             output.end()
-            await self._drop(request.build, [])
-            self._active -= 1
-            self._busy(self._active > 0)
             running.task = None
-            loop = asyncio.get_running_loop()
-            loop.call_later(_KEPT, self._builds.pop, request.build, None)
+            asyncio.get_running_loop().call_later(_KEPT, self._builds.pop, request.build, None)
+            # The client need not wait for that.
+            ending = asyncio.create_task(self._end(request.build), name=f"end of {request.build}")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, build: str) -> None:
+        await self._drop(build, [])
+        self._active -= 1
+        self._busy(self._active > 0)
 
     async def _build(self, request: StartBuild, upload: Upload, job: Path, output: Output) -> str:
         options = request.options
@@ -183,6 +189,7 @@ class Builder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     def _running(self, build: str) -> Running:
         if not build.isalnum():
