@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
@@ -19,7 +20,6 @@ from mooring.kit.errors import EngineError, InvalidParameter
 from mooring.kit.models.base import Done
 from mooring.kit.models.build import (
     BuildDone,
-    BuildOpened,
     BuildOutput,
     CancelBuild,
     OpenBuild,
@@ -64,17 +64,19 @@ class BuildRoutes:
         """Send the context to a builder, and pass on what it says."""
         options = build_options(request)
         engine = self._gateway.engine
-        node = engine.node().id
-        subject = subjects.runtime(node, subjects.RUNTIME_BUILD_OPEN)
-        build = (await engine.ask(subject, OpenBuild(), BuildOpened)).build
+        node, build = engine.node().id, secrets.token_hex(8)
         name = request.get("buildid")
         if name:
             self._named[name] = (node, build)
+        subject = subjects.runtime(node, subjects.RUNTIME_BUILD_OPEN)
+        # Most often a builder is there, and hears of the build while its worker does.
+        opening = asyncio.ensure_future(engine.ask(subject, OpenBuild(), Done))
         message = StartBuild(build=build, options=options)
         over = False
         try:
             where = subjects.builder(node, subjects.BUILDER_START)
             async with upload(engine.bus, where, message, BuildDone) as sending:
+                await opening
                 async for piece in request.chunks():
                     await sending.write(piece)
                 reply = await self._follow(request, node, message, sending)
@@ -82,6 +84,7 @@ class BuildRoutes:
                 return reply
         finally:
             self._named.pop(name, None)
+            await asyncio.gather(opening, return_exceptions=True)
             if not over:
                 engine.background(self._cancel(node, build))
 

@@ -44,7 +44,7 @@ async def _serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_reader(0, ended.set)
         _tell("ready")
         await ended.wait()
-        await builder.close()
+        await builder.finish()
 
 
 def _tell(word: str) -> None:

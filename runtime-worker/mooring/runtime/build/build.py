@@ -128,9 +128,14 @@ class Build:
             self._output.say(f"[Warning] One or more build-args [{names}] were not consumed\n")
         self._output.result(image.id)
         self._output.say(f"Successfully built {short(image.id)}\n")
+        tagging = (
+            self._parts.bus.request(
+                subjects.IMAGE_TAG, TagImage(image=image.id, reference=tag), Done
+            )
+            for tag in self._options.tags
+        )
+        await asyncio.gather(*tagging)
         for tag in self._options.tags:
-            message = TagImage(image=image.id, reference=tag)
-            await self._parts.bus.request(subjects.IMAGE_TAG, message, Done)
             self._output.say(f"Successfully tagged {references.familiar(tag)}\n")
 
     # --- stages ---

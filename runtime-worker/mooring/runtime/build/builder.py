@@ -77,6 +77,8 @@ class Builder:
         self._busy = busy
         self._builds: dict[str, Running] = {}
         self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._ending: set[asyncio.Task[None]] = set()
         self._directory = builds_directory(settings.state_dir)
         self._store = ImageStore(settings.state_dir)
@@ -106,6 +108,7 @@ class Builder:
         running.task = asyncio.current_task()
         self._watch(request.build, running)
         self._active += 1
+        self._idle.clear()
         self._busy(True)
         job = self._directory / request.build
         try:
@@ -131,6 +134,8 @@ class Builder:
         await self._drop(build, [])
         self._active -= 1
         self._busy(self._active > 0)
+        if not self._active:
+            self._idle.set()
 
     async def _build(self, request: StartBuild, upload: Upload, job: Path, output: Output) -> str:
         options = request.options
@@ -183,13 +188,9 @@ class Builder:
             running.task.cancel()
         return Done()
 
-    async def close(self) -> None:
-        """End all builds."""
-        tasks = [r.task for r in self._builds.values() if r.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+    async def finish(self) -> None:
+        """Wait for the builds that go on: one may have begun as this process was told to end."""
+        await self._idle.wait()
 
     def _running(self, build: str) -> Running:
         if not build.isalnum():

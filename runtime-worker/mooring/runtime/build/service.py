@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -20,7 +19,7 @@ from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.errors import InvalidParameter, Unavailable
 from mooring.kit.models.base import Done
-from mooring.kit.models.build import BuildOpened, DropBuild, KeepImages, OpenBuild
+from mooring.kit.models.build import DropBuild, KeepImages, OpenBuild
 from mooring.runtime.images.service import ImageService
 
 logger = logging.getLogger(__name__)
@@ -63,10 +62,10 @@ class BuildService:
             with contextlib.suppress(Unavailable):
                 await self._ensure()
 
-    async def open(self, request: OpenBuild) -> BuildOpened:
+    async def open(self, request: OpenBuild) -> Done:
         """Have a builder that stays for a while; Unavailable if it does not start."""
         await self._ensure()
-        return BuildOpened(build=secrets.token_hex(8))
+        return Done()
 
     async def keep(self, request: KeepImages) -> Done:
         """Record what a build made."""

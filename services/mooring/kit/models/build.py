@@ -48,17 +48,14 @@ class BuildOptions(Model):
 
 
 class OpenBuild(Request):
-    """To a worker: have a builder process ready, and an id for a build."""
-
-
-class BuildOpened(Done):
-    build: str
+    """To a worker: have a builder process, which stays for a while."""
 
 
 class StartBuild(Request):
     """To a builder, as an upload of the context's tar; the reply comes when the build is over."""
 
     build: str
+    """An id that the sender makes: letters and digits."""
     options: BuildOptions
 
 
