@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from .archive import archive
+from .build import build
 from .engines import API, IMAGE, Engine
 from .images import commit, images
 from .memory import cpu, pss
@@ -362,4 +363,5 @@ ALL = {
     "images": images,
     "commit": commit,
     "transfers": transfers,
+    "build": build,
 }

@@ -37,6 +37,8 @@ _KINDS = {
     REGULAR: Kind.FILE,
 }
 _ENTRIES = 2_000_000
+_LONGEST = 4095
+"""Characters of a path; the kernel takes no more."""
 _TEXT = 1 << 20
 """Bytes of a Dockerfile or .dockerignore."""
 
@@ -86,12 +88,16 @@ class Context:
         return os.pread(self._spool, entry.size, entry.offset).decode("utf-8", "replace")
 
     def remove(self, path: str) -> None:
-        """Take one file out of the index."""
-        if self._entries.pop(path, None) is not None:
-            parent, _, name = path.rpartition("/")
-            self._names[parent].discard(name)
-            for below in self._names.pop(path, ()):
-                self.remove(f"{path}/{below}")
+        """Take a file, or a directory with all that is in it, out of the index."""
+        if path not in self._entries:
+            return
+        parent, _, name = path.rpartition("/")
+        self._names[parent].discard(name)
+        going = [path]
+        while going:
+            gone = going.pop()
+            del self._entries[gone]
+            going += [f"{gone}/{below}" for below in self._names.pop(gone, ())]
 
     def filter(self, dockerfile: str, *, everything: bool) -> None:
         """Apply its .dockerignore: to all files, or to itself and the Dockerfile alone.
@@ -135,6 +141,8 @@ class Context:
 
     def _receive(self, reader: TarReader, member: Member, end: int, limit: int) -> int:
         path = clean(os.fsdecode(member.name))
+        if len(path) > _LONGEST:
+            raise BadContext(f"a name in the build context is longer than {_LONGEST} characters")
         if len(self._entries) > _ENTRIES:
             raise BadContext(f"the build context has more than {_ENTRIES} files")
         if member.type == HARD_LINK:
@@ -195,10 +203,16 @@ class Context:
         known = self._entries.get(path)
         if known is not None and known.kind is Kind.DIRECTORY is not entry.kind:
             self.remove(path)
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            above = "/".join(parts[:count])
+            found = self._entries.get(above)
+            if found is None or found.kind is not Kind.DIRECTORY:
+                self._enter(above, Entry(Kind.DIRECTORY))
+        self._enter(path, entry)
+
+    def _enter(self, path: str, entry: Entry) -> None:
         parent, _, name = path.rpartition("/")
-        above = self._entries.get(parent)
-        if above is None or above.kind is not Kind.DIRECTORY:
-            self._put(parent, Entry(Kind.DIRECTORY))
         self._entries[path] = entry
         self._names[parent].add(name)
         if entry.kind is Kind.DIRECTORY:
