@@ -339,7 +339,6 @@ async def test_the_predefined_networks_are_there(client: Client, three: object) 
         ("POST", "/build?squash=1", 501, "the build option squash"),
         ("POST", "/build?version=2", 400, "BuildKit is not supported by this engine"),
         ("POST", "/build/prune", 200, ""),
-        ("PUT", "/containers/x/archive", 501, "copying files"),
         ("GET", "/images/search?term=x&limit=101", 400, "Limit 101 is outside the range"),
         ("POST", "/networks/create", 400, "got EOF while reading request body"),
     ],
