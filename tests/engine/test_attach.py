@@ -51,27 +51,27 @@ def test_a_foreground_run_gets_every_byte_of_a_log_that_keeps_few(docker: Engine
 
 
 def test_a_reader_that_is_far_behind_holds_the_container_back(docker: Engine) -> None:
-    # 97 MB of text: more than the log holds for anyone.
-    running = docker.popen("run", "--name", "flood", *SMALL, "bb", "seq", "1", "12000000")
+    # 84 MB of text: more than the log holds for anyone.
+    running = docker.popen("run", "--name", "flood", *SMALL, "bb", "seq", "1", "10500000")
     out = slowly(running, 1000)
     until("the log is full", lambda: log_size(docker, "flood") > HELD)
     out += rest_of(running)
-    assert out.count("\n") == 12_000_000
-    assert out.endswith("\n12000000\n")
+    assert out.count("\n") == 10_500_000
+    assert out.endswith("\n10500000\n")
     assert log_size(docker, "flood") < HELD + (16 << 20)
     docker.docker("rm", "flood")
 
 
 @pytest.mark.fault
 def test_an_agent_is_killed_while_a_reader_holds_the_log(docker: Engine) -> None:
-    running = docker.popen("run", "--name", "flood", *SMALL, "bb", "seq", "1", "4000000")
+    running = docker.popen("run", "--name", "flood", *SMALL, "bb", "seq", "1", "2000000")
     out = slowly(running, 1000)
     docker.back("shim-agent", docker.kill("shim-agent"))
     out += slowly(running, 200_000)
     # What it printed fits between it and its reader: it is over, and its reader far behind.
     until("it has ended", lambda: docker.state_of("flood") == "exited")
     docker.back("shim-agent", docker.kill("shim-agent"))
-    assert numbers(out + rest_of(running)) == list(range(1, 4_000_001))
+    assert numbers(out + rest_of(running)) == list(range(1, 2_000_001))
     docker.docker("rm", "flood")
 
 
@@ -89,3 +89,13 @@ def test_a_follower_that_is_overtaken_by_rotation_goes_on(docker: Engine) -> Non
     cut = [a for a, b in itertools.pairwise(found) if a >= b]
     assert len(cut) < len(found) / 100
     docker.docker("rm", "flood")
+
+
+@pytest.mark.fault
+def test_an_agent_is_killed_as_a_container_that_removes_itself_ends(docker: Engine) -> None:
+    for _ in range(5):
+        running = docker.popen("run", "--rm", "--name", "short", "bb", "seq", "1", "300000")
+        out = slowly(running, 1)
+        docker.back("shim-agent", docker.kill("shim-agent"))
+        assert numbers(out + rest_of(running)) == list(range(1, 300_001))
+        until("it is gone", lambda: docker.api("GET", "/containers/short/json").status == 404)

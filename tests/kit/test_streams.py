@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from mooring.kit import downloads
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.errors import Conflict, NotFound, Unavailable
@@ -188,6 +189,35 @@ async def test_a_writer_that_vanishes_without_a_word_is_noticed(
             await serve_downloads(successor, "t.d", Open, next_opener)
             await next_opener.opened.wait()
             await next_opener.sources[0].waiting.wait()
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+    assert received == CONTENT
+
+
+async def test_a_reader_goes_on_as_soon_as_another_writer_serves(
+    bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody waits for silence here.
+    monkeypatch.setattr(downloads, "SILENCE", 1000.0)
+    async with contextlib.AsyncExitStack() as stack:
+        killed = await stack.enter_async_context(Bus.connect(settings, "killed"))
+        opener = Opener()
+        await serve_downloads(killed, "t.d", Open, opener)
+        async with download(bus, "t.d", Open(follow=True), resume=at) as stream:
+            received = bytearray()
+            chunks = aiter(stream)
+            while len(received) < len(CONTENT):
+                received += (await anext(chunks))[1]
+            await opener.sources[0].waiting.wait()
+            # As the kernel does for a process that is killed.
+            killed.client._closed = True
+            assert killed.client._connection is not None
+            killed.client._connection._transport.abort()
+            successor = await stack.enter_async_context(Bus.connect(settings, "successor"))
+            next_opener = Opener()
+            await serve_downloads(successor, "t.d", Open, next_opener)
+            reading = asyncio.ensure_future(anext(chunks))
+            await next_opener.opened.wait()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
     assert received == CONTENT

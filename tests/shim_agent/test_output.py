@@ -7,9 +7,12 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator
 
+import pytest
+
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
+from mooring.kit.errors import NotFound
 from mooring.kit.models.base import Done
 from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import ExecExited, HostContainer, HostExec, OpenStream
@@ -293,3 +296,23 @@ async def test_a_shim_is_told_how_far_attached_readers_are(
     await until(lambda: one.ops[-1].get("readers") == {})
     one.vanish()
     await until(lambda: one.ops[-1]["op"] == "hello")
+
+
+async def test_a_reader_that_comes_back_when_all_is_gone_is_told_so(
+    agent: Agent, bus: Bus, settings: Settings
+) -> None:
+    request = OpenStream(id=CONTAINER, offset=100, follow=True, until_run=1)
+    with pytest.raises(NotFound, match="No such container"):
+        async with opened(bus, settings, request):
+            pass
+    # Nothing read yet: it may be waiting for a container that was never started, unless
+    # the worker has noted that it was removed.
+    again = request.model_copy(update={"offset": 0})
+    async with opened(bus, settings, again):
+        pass
+    removed = settings.run_dir / "shims" / ".removed"
+    removed.mkdir()
+    (removed / CONTAINER).touch()
+    with pytest.raises(NotFound, match="No such container"):
+        async with opened(bus, settings, again):
+            pass

@@ -21,8 +21,9 @@ from .volumes import VolumeHandlers
 
 logger = logging.getLogger(__name__)
 
-_READERS_GRACE = 1.0
-"""Seconds that the log of a container that removes itself is kept for those who read it."""
+_READERS_GRACE = 3.0
+"""Seconds that the log of a container that removes itself is kept for those who read it: an agent
+holds it open for them, and one that is killed is to be back by then."""
 _REMOVAL_GRACE = 0.1
 """Seconds that what a run held is kept for a removal: an address, a cgroup, a directory."""
 _AT_ONCE = 8

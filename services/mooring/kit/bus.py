@@ -55,6 +55,7 @@ class Bus:
         self._consumers: list[Consumer] = []
         self._buckets: dict[str, Bucket[Any]] = {}
         self._closing: list[Callable[[], Awaitable[None]]] = []
+        self._on_served: dict[str, set[Callable[[], None]]] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -78,6 +79,21 @@ class Bus:
     def at_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Have something closed before the connection is (streams.py, tests)."""
         self._closing.append(close)
+
+    def on_served(self, subject: str) -> set[Callable[[], None]]:
+        """Called whenever somebody begins to serve downloads at `subject` (downloads.py)."""
+        listeners = self._on_served.get(subject)
+        if listeners is None:
+            # One subscription to a subject for good: opening a stream costs nothing more.
+            listeners = self._on_served[subject] = set()
+            waiting = listeners
+
+            def call(_: Msg) -> None:
+                for listener in tuple(waiting):
+                    listener()
+
+            self.client.subscribe(served(subject), call)
+        return listeners
 
     def new_id(self) -> str:
         """An id for a request, unique for ever."""
@@ -350,3 +366,8 @@ def _nanoseconds(stamp: str) -> int:
     whole, _, fraction = stamp.rstrip("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
     return seconds * 1_000_000_000 + int(fraction.ljust(9, "0")[:9] or 0)
+
+
+def served(subject: str) -> str:
+    """Where it is said that somebody begins to serve downloads at `subject`."""
+    return f"{subject}.served"

@@ -5,7 +5,8 @@
       ←  DownloadOpened(control, offset)
       ←  DATA offset …  (up to the credit)
       CREDIT  →                                  (as it is consumed)
-      PING  →  ←  PING offset                    (when nothing came for 2 s, and after a reconnect)
+      PING  →  ←  PING offset                    (when nothing came for 2 s, after a reconnect,
+                                                  and when another writer begins to serve)
       ←  END                                     or CLOSE  →
 
 Whoever misses something (a gap, no answer, a writer that is behind what it has sent) opens again.
@@ -20,7 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from .bus import Bus
+from .bus import Bus, served
 from .errors import EngineError
 from .framing import (
     CHUNK,
@@ -108,6 +109,9 @@ async def serve_downloads(
 
     bus.at_close(close)
     await bus.serve(subject, OpenDownload, handle)
+    # Readers of one that was killed need not wait until they miss it.
+    with contextlib.suppress(Disconnected):
+        bus.client.publish(served(subject), b"")
 
 
 class _Sender:
@@ -232,10 +236,12 @@ class Download(Generic[Q]):
         await self._open(self._request)
         self.begin = self.offset
         self._client.on_reconnect.append(self._nudge.set)
+        self._bus.on_served(self._subject).add(self._nudge.set)
         self._keeper = asyncio.create_task(self._keep(), name=f"download of {self._subject}")
 
     async def close(self) -> None:
         """Tell the writer that no more is wanted."""
+        self._bus.on_served(self._subject).discard(self._nudge.set)
         if self._nudge.set in self._client.on_reconnect:
             self._client.on_reconnect.remove(self._nudge.set)
         if self._keeper is not None:

@@ -56,7 +56,7 @@ class Agent:
         facts = Facts(bus, settings.node_id)
         restarts = Restarts(bus, facts, policies, work)
         self._exits = exits = Exits(facts, policies, restarts, work)
-        self.shims = Shims(run, self.containers, exits, work)
+        self.shims = Shims(state, run, self.containers, exits, work)
         self._health = HealthChecks(facts, work)
         self._memory = Memory(exits)
         self.shims.on_begun = self._begun

@@ -57,6 +57,8 @@ class Outputs:
                 # Its place is looked for while all that is there stays.
                 await holding.settle(container)
             begin, head = _begin(reader, container, request)
+            if request.offset is not None and self._shims.was_removed(request.id, begin):
+                raise NotFound(f"No such container: {request.id}")
             source.place(begin, head, None if request.follow else reader.end())
             if request.follow and request.at_run is None:
                 source.look(self._shims.directory_of(request.id, until))

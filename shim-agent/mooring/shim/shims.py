@@ -37,9 +37,12 @@ KILLED_EXIT_CODE = 137
 class Shims:
     """Every shim of this host, connected or not."""
 
-    def __init__(self, run_dir: str, containers: Containers, exits: Exits, work: Work) -> None:
+    def __init__(
+        self, state_dir: str, run_dir: str, containers: Containers, exits: Exits, work: Work
+    ) -> None:
         self._run_dir = run_dir
         self._directory = f"{run_dir}/shims"
+        self._logs = f"{state_dir}/containers"
         self._containers = containers
         self._exits = exits
         self._work = work
@@ -101,6 +104,12 @@ class Shims:
     def directory_of(self, id_: str, number: int) -> str:
         """The run directory of a run; it is there until the run's end is known to all."""
         return f"{self._directory}/{rundir.name(id_, number)}"
+
+    def was_removed(self, id_: str, offset: int) -> bool:
+        """Whether nothing is left of a container, not even the log that was read to `offset`."""
+        if os.path.exists(f"{self._logs}/{id_}/log"):
+            return False
+        return offset > 0 or os.path.exists(f"{self._directory}/.removed/{id_}")
 
     def _run(self, id_: str, number: int, directory: str) -> Run:
         container = self._containers.get(id_)
