@@ -294,8 +294,6 @@ async def test_a_shim_is_told_how_far_attached_readers_are(
         async with opened(bus, settings, OpenStream(id=CONTAINER, follow=True, until_run=1)):
             pass
     await until(lambda: one.ops[-1].get("readers") == {})
-    one.vanish()
-    await until(lambda: one.ops[-1]["op"] == "hello")
 
 
 async def test_a_reader_that_comes_back_when_all_is_gone_is_told_so(
