@@ -472,6 +472,21 @@ def test_the_default_bridge_is_made_again_as_well(docker: Engine) -> None:
     assert f"the bridge {name} was gone" in docker.logs()
 
 
+@pytest.mark.parametrize("damage", ["delete table", "flush table", "flush set"])
+def test_a_damaged_table_is_made_again_by_the_next_start(docker: Engine, damage: str) -> None:
+    network = docker.out("network", "create", "mine")
+    sleeper(docker, "old", "--network", "mine")
+    table = ["inet", docker.instance]
+    what = [*table, "bridges"] if damage == "flush set" else table
+    subprocess.run(["nft", *damage.split(), *what], check=True)
+    sleeper(docker, "new")
+    listed = subprocess.run(["nft", "list", "table", *table], capture_output=True, text=True)
+    assert listed.stdout.count(f"br-{network[:12]}") >= 3
+    assert "masquerade" in listed.stdout
+    assert not reaches(docker, "new", endpoints(docker, "old")["mine"]["IPAddress"])
+    assert f"the nftables table {docker.instance} was changed by somebody" in docker.logs()
+
+
 def test_a_prepared_sandbox_whose_link_was_deleted_is_not_used(docker: Engine) -> None:
     docker.docker("network", "create", "mine")
     docker.docker("run", "--rm", "--network", "mine", "bb", "true")

@@ -25,6 +25,7 @@ from .client import FactoryClient, FactoryError
 from .lan import Lan
 from .leases import Address, Leases
 from .links import adopt, index_of
+from .tablewatch import TableWatch
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Bridge:
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
         self._leases = Leases(settings.directory / "leases")
+        self._watch = TableWatch(settings.table)
         self._pool: deque[Prepared] = deque()
         self.ports: Callable[[str], list[str]] = lambda network_id: []
         """The host's ends of the veths that are on a network now."""
@@ -132,12 +134,17 @@ class Bridge:
         self.lan.record, self.lan.ranges = self.record, ranges([pool])
 
     def present(self) -> bool:
-        """Whether the bridge is there; somebody may have deleted it."""
-        return index_of(self._settings.bridge) > 0
+        """Whether bridge and rules are there; somebody may have deleted them."""
+        return index_of(self._settings.bridge) > 0 and self._watch.is_whole(self._settings.bridge)
 
     async def repair(self) -> None:
-        """Make a bridge again that was taken away, with the ports that it had."""
-        logger.warning("the bridge %s was gone: it is made again", self._settings.bridge)
+        """Make the bridge or the table again that was taken away, the bridge with its ports."""
+        gone = not index_of(self._settings.bridge)
+        if gone:
+            logger.warning("the bridge %s was gone: it is made again", self._settings.bridge)
+        else:
+            logger.warning("the nftables table %s was changed by somebody: it is made again",
+                           self._settings.table)  # fmt: skip
         client, self.client = self.client, None
         if self._filling:
             # Not cancelled: that would break off what the factory is being asked.
@@ -157,6 +164,7 @@ class Bridge:
             await asyncio.gather(self._filling, return_exceptions=True)
         while self._pool:
             os.close(self._pool.popleft().namespace)
+        self._watch.close()
         if self.client is not None:
             self.client.close()
             self.client = None

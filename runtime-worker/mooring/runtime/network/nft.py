@@ -19,6 +19,7 @@ NFPROTO_INET = 1
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _GETRULE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 7, 12, 13, 14
+_GETGEN, _GEN_ID = 16, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_KEY_END, _DATA_VALUE = 1, 2, 3, 10, 1
 _INTERVAL_END = 1
@@ -149,6 +150,15 @@ class Nft:
             return sum(1 for _ in self._dump(_GETRULE, _text(1, self._table)))
         except FileNotFoundError:
             return 0
+
+    def generation(self) -> int:
+        """A number that every change of any table of this namespace makes another one."""
+        sequence = self._sequence + 1
+        self._socket.send(self._message(_SUBSYSTEM << 8 | _GETGEN, 0, b""))
+        while True:
+            for _, answered, body in _messages(self._socket.recv(_BUFFER)):
+                if answered == sequence:
+                    return int(struct.unpack(">I", _attributes(body[4:])[_GEN_ID])[0])
 
     def _lists(
         self, kind: int, flags: int, items: Sequence[Element]
