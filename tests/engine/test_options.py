@@ -37,6 +37,8 @@ def test_a_container_sees_its_own_system(docker: Engine) -> None:
             "stat -c %a /scratch; df -k /scratch | awk 'END {print $2}'",
             "700\n1024",
         ),
+        (["--tmpfs", "/new/scratch", "--user", "app"], "stat -c %a /new/scratch", "1777"),
+        (["--tmpfs", "/var"], "stat -c %a /var", "755"),
         (["--shm-size", "8m"], "df -k /dev/shm | tail -1 | awk '{print $2}'", "8192"),
         (["--cap-drop", "ALL"], "grep CapEff /proc/self/status | cut -f2", "0000000000000000"),
         ([], "grep CapEff /proc/self/status | cut -f2", "00000000a80425fb"),

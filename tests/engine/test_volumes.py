@@ -294,3 +294,65 @@ def test_the_sizes_of_pruned_volumes_are_added_up(docker: Engine) -> None:
         "POST", f"/volumes/prune?filters={json.dumps({'all': ['1']}).replace(' ', '')}"
     )
     assert answer.json == {"VolumesDeleted": ["data"], "SpaceReclaimed": 5000}
+
+
+def arm(docker: Engine, point: str) -> Path:
+    faults = docker.run / "faults"
+    faults.mkdir(exist_ok=True)
+    (faults / point).touch()
+    return faults / point
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "point",
+    ["lifecycle.volume.recorded", "lifecycle.volume.made", "runtime.volume.prepared"],
+)
+def test_a_kill_while_a_volume_is_created(docker: Engine, point: str) -> None:
+    armed = arm(docker, point)
+    docker.docker("volume", "create", "--label", "a=b", "one", check=False)
+    assert not armed.exists()
+    until("it is whole", lambda: docker.out("volume", "ls", "-q") == "one")
+    assert data(docker, "one").is_dir()
+    created = [e for e in docker.events(type="volume") if e["Action"] == "create"]
+    times = {event["timeNano"] for event in created if event["Actor"]["ID"] == "one"}
+    docker.docker("volume", "rm", "one")
+    assert times
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    "point",
+    ["lifecycle.volume.claimed", "lifecycle.volume.unmade", "runtime.volume.removed"],
+)
+def test_a_kill_while_a_volume_is_removed(docker: Engine, point: str) -> None:
+    docker.docker("volume", "create", "one")
+    armed = arm(docker, point)
+    docker.docker("volume", "rm", "one", check=False)
+    assert not armed.exists()
+    until("it is gone", lambda: not (docker.state / "volumes" / "one").exists())
+    again = ("volume", "create", "one")
+    until("there can be another", lambda: not docker.docker(*again, check=False).returncode)
+    assert data(docker, "one").is_dir()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("point", ["lifecycle.volume.prepared", "lifecycle.create.recorded"])
+def test_a_kill_while_a_container_is_created_with_volumes(docker: Engine, point: str) -> None:
+    armed = arm(docker, point)
+    docker.docker("create", "--name", "con", "-v", "named:/n", VOLUMES, "true")
+    assert not armed.exists()
+    until("its volumes are there", lambda: len(docker.out("volume", "ls", "-q").split()) == 3)
+    docker.docker("rm", "-v", "con")
+    until("named is left", lambda: docker.out("volume", "ls", "-q") == "named")
+
+
+@pytest.mark.fault
+def test_what_options_mount_outlives_a_kill_of_the_worker(docker: Engine) -> None:
+    docker.docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "mem")
+    docker.docker("run", "-d", "--name", "con", "-v", "mem:/m", "bb", "sleep", "1000")
+    docker.docker("exec", "con", "touch", "/m/f")
+    docker.back("runtime", docker.kill("runtime"))
+    assert docker.out("run", "--rm", "-v", "mem:/m", "bb", "ls", "/m") == "f"
+    docker.docker("rm", "-f", "con")
+    until("it is unmounted", lambda: not is_mounted(str(data(docker, "mem"))))

@@ -101,10 +101,13 @@ class Root:
         os.close(tree)
 
     def _mount_new(self, mount: Mount) -> None:
+        as_made = mount.fstype != "tmpfs" or any(key == "mode" for key, _ in mount.options)
+        # A place that is there gives a tmpfs its mode; one made for it leaves it to everybody.
+        keeps_mode = not as_made and self._is_there(mount.destination)
         target = self._target(mount)
         tree = self._filesystem(mount)
         if mount.fstype == "tmpfs":
-            self._populate_tmpfs(mount, target, tree)
+            self._populate_tmpfs(mount, target, tree, keeps_mode=keeps_mode)
         # What is read-only is so for the container, not for us.
         if mount.set & MOUNT_ATTR_RDONLY:
             set_attributes(tree, MOUNT_ATTR_RDONLY)
@@ -171,8 +174,14 @@ class Root:
                 f"{destination} is inside the container's procfs: nothing may be mounted there"
             )
 
-    def _populate_tmpfs(self, mount: Mount, target: int, tree: int) -> None:
-        if not any(key == "mode" for key, _ in mount.options):
+    def _is_there(self, path: str) -> bool:
+        found = self._present(path)
+        if found >= 0:
+            os.close(found)
+        return found >= 0
+
+    def _populate_tmpfs(self, mount: Mount, target: int, tree: int, *, keeps_mode: bool) -> None:
+        if keeps_mode:
             os.chmod(".", os.fstat(target).st_mode & 0o7777, dir_fd=tree)
         if mount.copy_up:
             from .copyup import copy_tree
