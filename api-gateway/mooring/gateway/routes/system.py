@@ -13,6 +13,7 @@ from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema.containers import DEFAULT_RUNTIME, RUNNING_STATES
 from mooring.gateway.versions import ENGINE_VERSION, NEWEST, OLDEST, text
+from mooring.kit.config import Settings
 from mooring.kit.models.container import State
 from mooring.kit.models.host import NodeRecord
 
@@ -126,9 +127,12 @@ class SystemRoutes:
             "MemTotal": node.memory,
             "IndexServerAddress": "https://index.docker.io/v1/",
             "RegistryConfig": {
-                "IndexConfigs": {},
-                "InsecureRegistryCIDRs": [],
-                "Mirrors": [],
+                "IndexConfigs": _index_configs(settings),
+                "InsecureRegistryCIDRs": [
+                    "127.0.0.0/8",
+                    *(entry for entry in settings.insecure_registries if "/" in entry),
+                ],
+                "Mirrors": settings.registry_mirrors,
                 "AllowNondistributableArtifactsCIDRs": [],
                 "AllowNondistributableArtifactsHostnames": [],
             },
@@ -162,6 +166,22 @@ class SystemRoutes:
             "Warnings": node.warnings,
         }
         return json_reply(body)
+
+
+def _index_configs(settings: Settings) -> dict[str, Any]:
+    """Docker Hub and the registries that are named as insecure."""
+    hub = {
+        "Name": "docker.io",
+        "Mirrors": settings.registry_mirrors,
+        "Secure": True,
+        "Official": True,
+    }
+    others = {
+        entry: {"Name": entry, "Mirrors": [], "Secure": False, "Official": False}
+        for entry in settings.insecure_registries
+        if "/" not in entry
+    }
+    return {"docker.io": hub, **others}
 
 
 def _go_architecture(machine: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from mooring.kit.models.registry import RegistryAuth
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_SCHEME = re.compile(rf"\s*,?\s*({_TOKEN})(?=\s|$)")
+_SCHEME = re.compile(rf"\s*,?\s*({_TOKEN})(?=[\s,]|$)")
 _PARAMETER = re.compile(rf'\s*,?\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))')
 
 
