@@ -22,13 +22,16 @@ from .engine import Engine
 
 _PIECE = 256 << 10
 _LENGTH = 4
+_LONGEST = 107 - len("/0123456789abcdef")
+"""Bytes of the directory's path: a unix socket's is limited."""
 _BROKEN = "the archive broke off: the process that copies was ended"
 
 
 def is_here(engine: Engine, node: str) -> bool:
     """Whether a node's sockets are on this host, as far as can be seen."""
     entry = engine.nodes.get(node)
-    return entry is not None and os.access(f"{entry.record.run_dir}/archive", os.X_OK)
+    place = f"{entry.record.run_dir}/archive" if entry is not None else ""
+    return 0 < len(os.fsencode(place)) <= _LONGEST and os.access(place, os.X_OK)
 
 
 @contextlib.asynccontextmanager
