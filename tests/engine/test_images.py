@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tarfile
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlencode
 
 import pytest
@@ -246,3 +249,23 @@ def test_disk_usage_counts_each_layer_once(e: Engine) -> None:
     assert e.api("GET", "/system/df?type=nonsense").status == 400
     assert "Images" in e.out("system", "df")
     assert "usage" in e.out("system", "df", "-v")
+
+
+def test_import_gets_a_root_file_system_from_a_url(e: Engine) -> None:
+    folder = e.folder / "served"
+    folder.mkdir()
+    e.docker("create", "--name", "box", "bb")
+    e.docker("export", "-o", str(folder / "rootfs.tar"), "box")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        out = e.out("import", "-c", "CMD echo fetched", f"{url}/rootfs.tar", "fetched")
+        assert f"Downloading from {url}/rootfs.tar" in out
+        missing = e.docker("import", f"{url}/missing.tar", check=False)
+        server.shutdown()
+    assert "failed to GET" in missing.stderr and "404" in missing.stderr
+    assert e.out("run", "--rm", "fetched") == "fetched"
+    history = e.api("GET", "/images/fetched/history").json
+    assert history[0]["Comment"] == f"Imported from {url}/rootfs.tar"
+    assert e.api("POST", "/images/create?fromSrc=file:///etc/passwd").status == 400

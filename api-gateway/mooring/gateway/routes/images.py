@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
@@ -143,11 +144,14 @@ class ImageRoutes:
         source = request.get("fromSrc")
         if not source:
             raise InvalidParameter("neither fromImage nor fromSrc was given")
-        if source != "-":
-            raise NotSupported("importing from a URL is not supported yet: use fromSrc=-")
+        if source != "-" and "://" not in source:
+            source = f"http://{source}"
+        if source != "-" and not source.startswith(("http://", "https://")):
+            raise InvalidParameter(f"unsupported scheme in {source}: use http or https")
         repo, tag = request.get("repo"), request.get("tag")
         name = f"{repo}:{tag}" if repo and tag else repo
         message = ImportImage(
+            source="" if source == "-" else source,
             reference=references.normalize(name) if name else "",
             message=request.get("message"),
             changes=request.query.get("changes", []),
@@ -172,7 +176,10 @@ class ImageRoutes:
             # A bad archive is an error in the stream, as clients expect it.
             return _progress([{"errorDetail": {"message": exc.message}, "error": exc.message}])
         await engine.images.until(lambda: self._is_known(loaded))
-        return _progress([{key: line + end} for line in loaded.lines])
+        lines = [{key: line + end} for line in loaded.lines]
+        if isinstance(message, ImportImage) and message.source:
+            lines.insert(0, {"status": f"Downloading from {message.source}"})
+        return _progress(lines)
 
     def _is_known(self, loaded: ImagesLoaded) -> bool:
         views = self._gateway.engine.images
@@ -182,7 +189,7 @@ class ImageRoutes:
         )
 
 
-def _progress(messages: list[dict[str, object]]) -> Reply:
+def _progress(messages: Sequence[Mapping[str, object]]) -> Reply:
     return Reply(200, b"".join(dumps(message) + b"\r\n" for message in messages), JSON)
 
 

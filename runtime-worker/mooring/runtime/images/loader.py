@@ -24,7 +24,7 @@ from .compress import Read, prepare
 from .incoming import Incoming
 from .load import LoadedImage, load, receive_archive
 from .repair import repair
-from .rootfs import ImportOptions, import_rootfs, receive_rootfs
+from .rootfs import ImportOptions, import_rootfs, opened, receive_rootfs
 from .store import ImageStore
 from .unpack import BadArchive, Limits, end_with
 
@@ -70,8 +70,9 @@ def _store(
         if job["kind"] == "load":
             archive = receive_archive(read, store, directory, incoming)
             return load(archive, store, directory, incoming, job["architecture"])
-        rootfs = receive_rootfs(read, directory, incoming)
+        rootfs = _rootfs(job, directory, read, incoming)
         options = ImportOptions(
+            source=job["source"],
             message=job["message"],
             changes=tuple(job["changes"]),
             architecture=job["architecture"],
@@ -80,6 +81,20 @@ def _store(
         return [import_rootfs(rootfs, options, store, directory, incoming)]
     finally:
         incoming.abort()
+
+
+def _rootfs(job: dict[str, Any], directory: Path, read: Read, incoming: Incoming) -> Path:
+    if not job["source"]:
+        return receive_rootfs(read, directory, incoming)
+    try:
+        with opened(job["source"]) as remote:
+            return receive_rootfs(remote, directory, incoming)
+    finally:
+        # Only now is this one's turn with the store waited for.
+        sys.stdout.buffer.write(b"\n")
+        sys.stdout.buffer.flush()
+        while read(_PIPE_SIZE):
+            pass
 
 
 if __name__ == "__main__":

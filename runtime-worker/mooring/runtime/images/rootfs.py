@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,17 +21,39 @@ from .store import ImageStore
 from .tar import CHUNK
 from .unpack import BadArchive
 
-_COMMENT = "Imported from -"
+_PATIENCE = 60.0
+"""Seconds that a server may be silent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
     """What the user says about the image. Architecture and variant are OCI's words."""
 
+    source: str = ""
+    """The URL of the tar, if it did not come by upload."""
     message: str = ""
     changes: tuple[str, ...] = ()
     architecture: str = "amd64"
     variant: str = ""
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Read]:
+    """The bytes of a URL, http or https; BadArchive if it cannot be had."""
+    # Loaded for this alone: most imports are uploads.
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+            yield answer.read
+    except urllib.error.HTTPError as exc:
+        raise BadArchive(f"failed to GET {url} with status {exc.code} {exc.reason}") from exc
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ValueError) as exc:
+        if isinstance(exc, BadArchive):
+            raise
+        raise BadArchive(f"failed to GET {url}: {exc}") from exc
 
 
 def receive_rootfs(read: Read, job: Path, incoming: Incoming) -> Path:
@@ -69,7 +93,7 @@ def _image_config(
     config: changes.Config, options: ImportOptions, diff_id: str, now: datetime
 ) -> dict[str, Any]:
     created = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    comment = options.message or _COMMENT
+    comment = options.message or f"Imported from {options.source or '-'}"
     image: dict[str, Any] = {
         "architecture": options.architecture,
         "config": config,

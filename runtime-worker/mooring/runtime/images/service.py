@@ -161,6 +161,7 @@ class ImageService:
         names = [references.normalize(request.reference)] if request.reference else []
         job = {
             "kind": "import",
+            "source": request.source,
             "message": request.message,
             "changes": request.changes,
             "architecture": platform.architecture,
@@ -210,6 +211,10 @@ class ImageService:
         loader = await self._start_loader(job, directory)
         try:
             await _feed(loader, upload)
+            if job.get("source"):
+                # It says so when it has all of it.
+                assert loader.stdout is not None
+                await loader.stdout.readline()
             return await self._record(directory, lambda: _result(loader), origin)
         finally:
             await _kill(loader)

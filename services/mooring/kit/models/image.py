@@ -102,6 +102,8 @@ class LoadImages(Request):
 class ImportImage(Request):
     """To a worker: open an upload of a root file system tar and make an image of it."""
 
+    source: str = ""
+    """The URL of the tar (http or https), which the worker gets; the upload is empty then."""
     reference: str = ""
     message: str = ""
     changes: list[str] = []
