@@ -131,9 +131,21 @@ class Unpacker:
             os.close(says)
         os.set_blocking(growth, False)
         reader = asyncio.StreamReader(limit=1 << 26)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(answers, "rb", buffering=0)
+        # To its end whatever happens: broken off, uvloop closes the descriptor and leaves the
+        # file object to close it once more, when its number may be another file's.
+        connecting = asyncio.ensure_future(
+            loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader),
+                os.fdopen(answers, "rb", buffering=0),
+            )
         )
+        try:
+            transport, _ = await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            transport, _ = await connecting
+            transport.close()
+            os.close(growth)
+            raise
         found = Unlayering(growth, reader, transport)
         if whole:
             found.end()
