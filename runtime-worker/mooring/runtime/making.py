@@ -145,8 +145,6 @@ class Making:
         """What can be done while the process works at it: log, socket, limits."""
         message, shim = self._message, self._shim
         log = LogWriter(message["log_dir"], message["log_max_size"], message["log_max_files"])
-        # Somebody may still read the run before: who may not, the shim asks (pins.py).
-        log.hold = 0
         self._log = log
         # Somebody may still read the run before: who may not, the shim asks (pins.py).
         log.hold = 0
