@@ -1,0 +1,1 @@
+"""The torture: everything that clients do, while random processes of the engine are killed."""
