@@ -34,7 +34,8 @@ class Killer(threading.Thread):
 
     def kill_shim(self) -> None:
         """Any shim of a running container."""
-        runs = sorted((self.engine.run / "shims").glob("[!.]*/shim.json"))
+        found = sorted((self.engine.run / "shims").glob("[!.]*/shim.json"))
+        runs = [path for path in found if not (path.parent / "exit.json").exists()]
         if runs:
             pid = json.loads(self.chance.choice(runs).read_text())["shim_pid"]
             os.kill(pid, signal.SIGKILL)
