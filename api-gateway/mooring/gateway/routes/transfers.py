@@ -268,6 +268,9 @@ def registry_auth(request: Request) -> RegistryAuth:
 
 
 def _auth_of(value: Any) -> RegistryAuth:
+    if isinstance(value, dict):
+        # As Go's decoder does: any case, and null is as good as nothing.
+        value = {str(name).lower(): given for name, given in value.items() if given is not None}
     try:
         return RegistryAuth.model_validate(value or {})
     except ValidationError as exc:
