@@ -71,10 +71,18 @@ class Sending:
 
     async def write(self, data: bytes) -> bool:
         """Send; False if no more is wanted: `finish` says why."""
+        parts = [len(data).to_bytes(_LENGTH, "big"), data]
         try:
-            await self._loop.sock_sendall(
-                self._connection, len(data).to_bytes(_LENGTH, "big") + data
-            )
+            try:
+                # Together, and without putting them together first.
+                sent = self._connection.sendmsg(parts)
+            except BlockingIOError:
+                sent = 0
+            if sent < _LENGTH:
+                await self._loop.sock_sendall(self._connection, parts[0][sent:])
+                sent = _LENGTH
+            if sent < _LENGTH + len(data):
+                await self._loop.sock_sendall(self._connection, memoryview(data)[sent - _LENGTH :])
         except ConnectionError:
             return False
         return True
