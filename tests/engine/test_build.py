@@ -13,9 +13,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import docker
+import docker.errors
 import pytest
 
 from .harness import Engine, until
+from .registries import registry
 
 pytestmark = [pytest.mark.kernel]
 
@@ -378,6 +381,47 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def test_an_image_that_is_not_here_is_pulled(engine: Engine, context: Path) -> None:
+    with registry() as real:
+        base = f"{real.address}/base"
+        engine.docker("tag", "bb", base)
+        engine.docker("push", "-q", base)
+        engine.docker("rmi", base)
+        out = build(engine, context, f"FROM {base}\nRUN echo pulled\n", "-t", "pulled").stdout
+        assert f"Status: Downloaded newer image for {base}:latest" in out
+        assert "pulled\n" in out
+        again = build(engine, context, f"FROM {base}\nRUN echo pulled\n", "--pull").stdout
+        assert f"Status: Image is up to date for {base}:latest" in again
+        missing = build(engine, context, f"FROM {real.address}/nope\n", check=False)
+        assert "manifest unknown" in missing.stderr
+        engine.docker("rmi", base)
+
+
+def test_docker_py_builds_with_the_options_it_has(engine: Engine, context: Path) -> None:
+    client = docker.DockerClient(base_url=engine.host)
+    (context / "Dockerfile").write_text("FROM bb\nARG A\nRUN echo $A > /a\nCOPY . /c\n")
+    image, lines = client.images.build(
+        path=str(context),
+        tag="py:1",
+        buildargs={"A": "from-py"},
+        labels={"l": "v"},
+        network_mode="none",
+        rm=True,
+        container_limits={"memory": 64 << 20, "cpushares": 100},
+    )
+    assert image.labels == {"l": "v"}
+    assert {"stream": "Successfully tagged py:1\n"} in list(lines)
+    printed = client.containers.run(
+        "py:1", ["cat", "/a", "/c/one"], network_mode="none", remove=True
+    )
+    assert printed == b"from-py\none\n"
+    with pytest.raises(docker.errors.BuildError, match="returned a non-zero code: 7"):
+        client.images.build(
+            fileobj=io.BytesIO(b"FROM bb\nRUN exit 7"), network_mode="none", rm=True, forcerm=True
+        )
+    client.close()
 
 
 def test_limits_and_hosts_are_those_of_the_containers(engine: Engine, context: Path) -> None:
