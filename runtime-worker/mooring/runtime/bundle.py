@@ -198,6 +198,7 @@ class Bundles:
                 search=host.dns_search or (),
                 options=host.dns_options or (),
                 keep_loopback=sandbox.host_files,
+                dns=sandbox.state.dns,
             )
             write(f"{directory}/hosts", hosts.encode())
             write(f"{directory}/hostname", f"{hostname}\n".encode())

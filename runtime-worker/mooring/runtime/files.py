@@ -17,6 +17,7 @@ _LOCALHOST = (
     "ff02::1\tip6-allnodes\n"
     "ff02::2\tip6-allrouters\n"
 )
+INTERNAL_SERVER = "127.0.0.11"
 FALLBACK_SERVERS = ("8.8.8.8", "8.8.4.4")
 """Docker's, for a host that has no name server a container could reach."""
 
@@ -70,10 +71,12 @@ def resolv(
     search: Sequence[str],
     options: Sequence[str],
     keep_loopback: bool,
+    dns: bool = False,
 ) -> str:
     """/etc/resolv.conf: the host's, with what the user said in place of the same lines.
 
     keep_loopback: the container shares the host's network, where 127.0.0.53 answers.
+    dns: it is on a user-defined network, where our own server answers.
     """
     found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
     for line in host_text.splitlines():
@@ -88,14 +91,25 @@ def resolv(
         elif words[0] == "options":
             found["options"] += words[1:]
     names = list(servers) or found["nameserver"] or list(FALLBACK_SERVERS)
+    if dns:
+        names = [INTERNAL_SERVER]
     lines = [f"nameserver {server}" for server in names]
     domains = list(search) or found["search"]
     # `--dns-search .` is Docker's way to say: none.
     if domains and domains != ["."]:
         lines.append("search " + " ".join(domains))
-    if chosen := list(options) or found["options"]:
+    chosen = list(options) or found["options"]
+    if dns and not any(option.startswith("ndots:") for option in chosen):
+        # A name without a dot is one of ours, and is to be asked for as it is.
+        chosen.append("ndots:0")
+    if chosen:
         lines.append("options " + " ".join(chosen))
     return "\n".join(lines) + "\n"
+
+
+def resolv_internal(text: str) -> str:
+    """A container's resolv.conf once it has come to a user-defined network."""
+    return resolv(text, servers=(), search=(), options=(), keep_loopback=True, dns=True)
 
 
 def has_only_loopback(host_text: str) -> bool:

@@ -11,6 +11,7 @@ class Layout:
     __slots__ = (
         "agent_socket",
         "containers",
+        "names",
         "network",
         "ports",
         "released",
@@ -41,6 +42,8 @@ class Layout:
         """The last run released of each container whose run was over a moment ago."""
         self.ports = f"{self.shims}/.ports"
         """The published ports of each run that has any, as `<id>.<run>`."""
+        self.names = f"{self.shims}/.names"
+        """What the name server is to know of each run on a user-defined network."""
         self.agent_socket = f"{self.run}/agent.sock"
 
     def container(self, id_: str) -> str:
@@ -64,5 +67,6 @@ class Layout:
             self.removed,
             self.released,
             self.ports,
+            self.names,
             self.run_trash,
         ]

@@ -63,6 +63,8 @@ class Rewiring:
                     faults.point("runtime.connect.plugged")
                     replace(f"{run.directory}/{NETWORK}", state.pack())
                 self._note_hosts(run, state, request.network)
+                if state.dns:
+                    _edit(f"{run.directory}/resolv.conf", files.resolv_internal)
                 self._note_command(request.id, request.network, request.settings)
                 faults.point("runtime.connect.recorded")
                 return HostWired(network=state)
@@ -134,8 +136,12 @@ class Rewiring:
 
 
 def _edit_hosts(directory: str, edit: Callable[[str], str]) -> None:
-    """Change /etc/hosts in place: the file is mounted in the container, a new one would not be."""
-    descriptor = os.open(f"{directory}/hosts", os.O_RDWR | os.O_CLOEXEC)
+    _edit(f"{directory}/hosts", edit)
+
+
+def _edit(path: str, edit: Callable[[str], str]) -> None:
+    """Change a file in place: it is mounted in the container, a new one would not be."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         before = os.read(descriptor, 1 << 20)
         after = edit(before.decode(errors="surrogateescape")).encode(errors="surrogateescape")

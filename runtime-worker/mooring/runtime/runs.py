@@ -147,6 +147,13 @@ class Runs:
         run = self.find(*found) if found else None
         return run is None or run.stage is Stage.OVER
 
+    def namespace(self, holder: str) -> str:
+        """The network namespace of the run `<container id>.<run>`; empty if it does not go on."""
+        found = split(holder)
+        run = self.find(*found) if found else None
+        live = run is not None and run.stage is Stage.LIVE
+        return f"/proc/{run.init_pid}/ns/net" if run is not None and live else ""
+
     def matching(self, prefix: str) -> list[str]:
         """The containers with a run whose id begins so."""
         if prefix in self._index:

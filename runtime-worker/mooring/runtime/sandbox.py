@@ -25,9 +25,11 @@ from mooring.kit.models.network import (
     NetworkState,
 )
 
+from .host_files import NameFiles
 from .network import links, plan
 from .network.bridge import Bridge
 from .network.client import FactoryClient
+from .network.dns.joining import Joining, servers_of
 from .network.plug import Member, Plugs
 from .network.ports.publisher import Publisher
 from .network.user import UserNetworks
@@ -115,8 +117,11 @@ class HostNetworks:
         factory: Callable[[], Awaitable[socket.socket]],
         pool: int,
         ports: Publisher,
+        names: Joining,
     ) -> None:
         self._ports = ports
+        self._names = names
+        self._host_names = NameFiles()
         ports.repair = self._repair_table
         self._live: set[str] = set()
         self._bridge = bridge
@@ -143,6 +148,10 @@ class HostNetworks:
             sandbox = await self._attach_all(holder, record)
         try:
             await self._publish(holder, record, sandbox.state)
+            if sandbox.state.dns and sandbox.namespace:
+                text = self._host_names.resolv(shared=True)
+                servers = servers_of(text, list(record.host_config.dns or ()))
+                await self._names.join(holder, sandbox.state, servers, sandbox.namespace)
         except BaseException:
             sandbox.close()
             raise
@@ -206,6 +215,7 @@ class HostNetworks:
             member.lan.release(holder)
             raise
         await self._move(holder, changed)
+        await self._names.change(holder, changed, namespace)
         return changed
 
     async def disconnect(
@@ -214,7 +224,9 @@ class HostNetworks:
         """See Networks."""
         await self._ready()
         changed = await self._plugs.take(request.network, state, namespace)
-        await self._move(f"{request.id}.{request.run}", changed)
+        holder = f"{request.id}.{request.run}"
+        await self._move(holder, changed)
+        await self._names.change(holder, changed, namespace)
         return changed
 
     async def _move(self, holder: str, state: NetworkState) -> None:
@@ -232,7 +244,7 @@ class HostNetworks:
 
     async def renamed(self, holder: str, state: NetworkState) -> None:
         """A container is found by other names from now on."""
-        # hook: dns.join again
+        await self._names.change(holder, state)
 
     async def _member(
         self, name: str, holder: str, settings: EndpointSettings, names: list[str]
@@ -250,6 +262,7 @@ class HostNetworks:
     def detach(self, holder: str) -> None:
         """See Networks."""
         self._ports.release(holder)
+        self._names.leave(holder)
         self._bridge.detach(holder)
         for lan in self._user:
             lan.release(holder)
@@ -263,6 +276,7 @@ class HostNetworks:
     def sweep(self, live: set[str]) -> None:
         """See Networks."""
         self._live = set(live)
+        self._names.sweep(live)
         self._bridge.sweep(live)
         for lan in self._user:
             for holder in lan.leases.holders() - live:
@@ -295,6 +309,7 @@ class HostNetworks:
             # Not cancelled half-way: what it has made by then would be nobody's.
             await asyncio.wait({self._task}, timeout=FINISH)
         ready = self._bridge.ready
+        await self._names.close()
         await self._ports.close()
         await self._plugs.close()
         await self._bridge.close()
@@ -306,6 +321,7 @@ class HostNetworks:
         try:
             await self._ready()
             await self._user.recover()
+            await self._names.recover()
         except Exception as exc:
             # A host without the means for a bridge still runs containers without one.
             logger.warning("the default bridge is not available: %s", exc)
@@ -354,6 +370,7 @@ def open_networks(
     directory: Path,
     instance: str,
     publisher: Publisher,
+    names: Joining,
     factory: Callable[[], Awaitable[socket.socket]],
     states: Callable[[], list[NetworkState]],
     pool: int,
@@ -366,4 +383,4 @@ def open_networks(
     user = UserNetworks(directory, instance, ports)
     user.load()
     bridge.ports = ports
-    return HostNetworks(bridge, user, factory, pool, publisher)
+    return HostNetworks(bridge, user, factory, pool, publisher, names)

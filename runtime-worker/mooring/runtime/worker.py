@@ -36,6 +36,7 @@ from .layout import Layout
 from .locks import KeyedLocks
 from .network.attendant import Attendant
 from .network.bridge import Bridge, BridgeSettings
+from .network.dns.joining import Joining
 from .network.ports.publisher import Publisher
 from .oci import cgroups
 from .reaper import Reaper
@@ -94,6 +95,7 @@ async def main(settings: Settings, service: Service) -> None:
         settings.state_dir / "network",
         settings.instance,
         Publisher(settings.instance, layout.ports, attendant, runs.over),
+        Joining(layout.names, attendant, runs.namespace),
         factory.start,
         lambda: live_states(runs),
         settings.warm_shims,

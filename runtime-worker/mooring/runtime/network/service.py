@@ -1,6 +1,7 @@
 """`mooring-network`: what a container's network needs from a living process.
 
-It holds the host's sockets of published ports and relays what the kernel cannot translate. Every
+It holds the host's sockets of published ports and relays what the kernel cannot translate, and it
+answers the containers of user-defined networks at 127.0.0.11 (dns/server.py). Every
 descriptor is in the descriptor store under a name that says all about it, so this process may be
 killed at any moment. Standard library only; started by the first connection to its socket, and
 gone again when it has had nothing to do for a while.
@@ -17,6 +18,7 @@ from typing import Any
 
 from mooring.kit import faults, log
 
+from .dns.server import NameServer
 from .loop import Loop
 from .manager import Manager
 from .ports.held import HeldPorts
@@ -35,10 +37,11 @@ DESCRIPTORS = 250
 class Server:
     """Answers the worker: one JSON object to a packet, descriptors beside it."""
 
-    def __init__(self, loop: Loop, manager: Manager) -> None:
+    def __init__(self, loop: Loop, manager: Manager, names: str) -> None:
         self._loop = loop
         self._manager = manager
         self._ports = HeldPorts(loop, manager)
+        self._names = NameServer(loop, manager, names)
         self._clients: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._said = ""
@@ -52,8 +55,9 @@ class Server:
             self._listener = socket.socket(fileno=descriptor)
             self._listener.setblocking(False)
             self._loop.watch(descriptor, self._accept)
+        self._names.load()
         for name, descriptors in stored.items():
-            if not self._ports.take(name, descriptors):
+            if not any(part.take(name, descriptors) for part in (self._ports, self._names)):
                 self._manager.unstore(name)
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -69,12 +73,12 @@ class Server:
 
     def _rest(self) -> None:
         """End if there is nothing to do: the next connection starts another one of us."""
-        if not self._clients and not self._ports:
+        if not self._clients and not self._ports and not self._names:
             self._loop.running = False
         self._loop.later(PATIENCE, self._rest)
 
     def _tell(self) -> None:
-        text = f"{self._ports.count()} port sockets"
+        text = f"{self._ports.count()} port sockets, {len(self._names)} name servers"
         if text != self._said:
             self._said = text
             self._manager.status(text)
@@ -127,6 +131,16 @@ class Server:
                 self._ports.release(request["holder"])
             case "move":
                 self._ports.move(request["holder"], request["address"])
+            case "join":
+                faults.point("network.join")
+                try:
+                    self._names.join(request["holder"], descriptors[0])
+                finally:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                faults.point("network.joined")
+            case "leave":
+                self._names.leave(request["holder"])
             case "holders":
                 return {"ok": True, "holders": sorted(self._ports.holders())}
             case op:
@@ -155,7 +169,8 @@ def main() -> None:
     loop.watch(reading.fileno(), lambda: None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    Server(loop, manager).start()
+    names = os.path.join(os.environ.get("MOORING_RUN_DIR", "/run/mooring"), "shims/.names")
+    Server(loop, manager, names).start()
     loop.run()
     manager.stopping()
 
