@@ -333,7 +333,10 @@ def test_a_table_flushed_behind_our_back_is_repaired_at_the_next_start(
     subprocess.run(["nft", how, "table", "inet", docker.instance], check=True)
     serve(docker, "two", "-p", f"{two}:80")
     assert get(gateway(docker, "one"), one) == get(gateway(docker, "one"), two) == "hello\n"
-    assert "behind our back" in docker.logs()
+    table = ["nft", "list", "map", "inet", docker.instance, "ports4"]
+    listed = subprocess.run(table, capture_output=True, text=True, check=True).stdout
+    assert f"tcp . {one} :" in listed and f"tcp . {two} :" in listed
+    assert "made again" in docker.logs()
 
 
 @pytest.mark.fault

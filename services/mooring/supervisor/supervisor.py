@@ -45,6 +45,7 @@ class Supervisor:
         self._written = ""
         self._buffers: dict[socket.socket, bytes] = {}
         self._cleanup = contextlib.ExitStack()
+        self._hear: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Start everything, keep it running, stop it when asked to. AlreadyRunning, OSError."""
@@ -76,7 +77,8 @@ class Supervisor:
         path = str(self._run_dir / "notify.sock")
         notified = on_exit.enter_context(notify.bind(path))
         on_exit.callback(_unlink, path)
-        self._watch(notified, lambda: self._notified(notified))
+        self._hear = lambda: self._notified(notified)
+        self._watch(notified, self._hear)
         for program in programs(settings):
             mine = listeners if program.listens else []
             if program.activation:
@@ -134,6 +136,8 @@ class Supervisor:
         self._selector.register(source, selectors.EVENT_READ, act)
 
     def _exited(self, child: Child) -> None:
+        # What it stored with its last breath is to be kept: it is known by its pid only till now.
+        self._hear()
         self._selector.unregister(child.pidfd)
         child.exited()
         if child.state is State.IDLE:

@@ -6,6 +6,7 @@ the descriptor store and goes on moving.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -75,10 +76,6 @@ class Flow:
         for end in ends:
             loop.watch(end.fileno(), self._pump, EDGE)
 
-    def descriptors(self) -> list[int]:
-        """What is to be stored."""
-        return [end.fileno() for end in self._ends] + [fd for pipe in self._pipes for fd in pipe]
-
     def close(self) -> None:
         """End both connections."""
         if self._closed:
@@ -112,26 +109,29 @@ class Flow:
 
 
 def begin(
-    loop: Loop, manager: Manager, client: socket.socket, target: tuple[str, int],
+    loop: Loop,
+    manager: Manager,
+    listener: socket.socket,
+    target: tuple[str, int],
     over: Callable[[Flow], None],
-) -> Flow:  # fmt: skip
-    """Connect a client to a container, and have it stored. OSError."""
+) -> Flow:
+    """Connect the next client to a container. BlockingIOError if there is none; OSError."""
     family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-    end = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
+    with contextlib.ExitStack() as undo:
+        end = undo.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         end.connect_ex(target)
         # The kernel gives no outgoing connection the port of a listening socket.
         name = f"flow.{os.fstat(end.fileno()).st_ino}.{end.getsockname()[1]}"
-        pipes = _pipe(_SIZES[0]), _pipe(_SIZES[1])
-    except OSError:
-        end.close()
-        raise
-    client.setblocking(False)
-    for sock in (client, end):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    flow = Flow(loop, name, (client, end), pipes, over)
-    manager.store(name, flow.descriptors())
-    return flow
+        pipes = _pipe(_SIZES[0], undo), _pipe(_SIZES[1], undo)
+        # Last: once accepted, a client is lost with us until it is stored.
+        client = undo.enter_context(listener.accept()[0])
+        descriptors = [client.fileno(), end.fileno(), *pipes[0], *pipes[1]]
+        manager.store(name, descriptors)
+        client.setblocking(False)
+        for sock in (client, end):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        undo.pop_all()
+    return Flow(loop, name, (client, end), pipes, over)
 
 
 def resume(
@@ -161,8 +161,10 @@ def resume(
     return Flow(loop, name, (ends[False], ends[True]), ((one[0], one[1]), (two[0], two[1])), over)
 
 
-def _pipe(size: int) -> tuple[int, int]:
+def _pipe(size: int, undo: contextlib.ExitStack) -> tuple[int, int]:
     ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for end in ends:
+        undo.callback(os.close, end)
     fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, size)
     return ends
 

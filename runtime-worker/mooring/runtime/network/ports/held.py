@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 PREFIX = "port."
 FLOWS = 1024
 """Relayed connections at a time; more wait in their socket's backlog."""
-_ACCEPTS = 32
 
 
 class _Held:
@@ -68,12 +67,8 @@ class _Held:
                 self._owner.loop.watch(self.socket.fileno(), self._accept)
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPTS):
-            try:
-                client, _ = self.socket.accept()
-            except OSError:
-                return
-            self._owner.relay(client, self.target)
+        # One to a turn: the container is connected first, and not for a client that is not there.
+        self._owner.relay(self.socket, self.target)
 
 
 class HeldPorts:
@@ -143,17 +138,25 @@ class HeldPorts:
             self._flows[name] = made
         return True
 
-    def relay(self, client: socket.socket, target: tuple[str, int]) -> None:
-        """Connect a client through."""
+    def relay(self, listener: socket.socket, target: tuple[str, int]) -> None:
+        """Connect the next client through; there may be none any more."""
         try:
-            made = flow.begin(self.loop, self._manager, client, target, self._over)
+            made = flow.begin(self.loop, self._manager, listener, target, self._over)
+        except BlockingIOError:
+            return
         except OSError as exc:
             logger.warning("cannot relay to %s port %d: %s", *target, exc)
-            client.close()
+            self._refuse(listener)
             return
         self._flows[made.name] = made
         if len(self._flows) >= FLOWS and not self._paused:
             self._pause(paused=True)
+
+    def _refuse(self, listener: socket.socket) -> None:
+        try:
+            listener.accept()[0].close()
+        except OSError:
+            pass
 
     def _over(self, ended: flow.Flow) -> None:
         self._flows.pop(ended.name, None)

@@ -181,8 +181,12 @@ class Publisher:
         return {} if claim is None else shown(claim)
 
     async def recover(self, live: set[str]) -> None:
-        """At start-up, with the table in place: claims of `live` runs hold, all else goes."""
+        """With the table in place, at start-up: claims of `live` runs hold, all else goes.
+
+        Later: the table has been made again, and gets what it held.
+        """
         if self._recovered:
+            self.restore()
             return
         self._recovered = True
         for holder in os.listdir(self._directory):
