@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+import image
+
 from .host import Host
 
 SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
@@ -181,3 +183,27 @@ def test_uninstalling_leaves_containers_until_they_are_purged(host: Host) -> Non
     )
     left = host.run("sh", "-c", "ls /usr/local/lib/systemd/system /usr/local/lib/sysusers.d")
     assert "mooring" not in left
+
+
+def test_names_and_published_ports_come_with_the_first_container_that_needs_them(
+    bare: Host,
+) -> None:
+    """Last, on a host that has been purged."""
+    bare.run("mooring", "install")
+    bare.run("docker", "load", data=image.busybox_archive("bb:latest"))
+    unit = "mooring-network.service"
+    assert bare.show(unit, "ActiveState") == "inactive"
+    bare.docker("network", "create", "front")
+    publish = ("-p", "8099:80", "--network", "front")
+    serve = "echo hello > /index.html; httpd -f -p 80 -h /"
+    bare.docker("run", "-d", "--name", "web", *publish, "bb", "sh", "-c", serve)
+    client = ("run", "--rm", "--network", "front", "bb", "wget", "-q", "-O-", "http://web/")
+    assert "hello" in bare.docker(*client)
+    before = bare.show(unit, "MainPID")
+    bare.run("systemctl", "kill", "--signal=KILL", unit)
+    until(lambda: bare.show(unit, "MainPID") not in ("0", before), "it has not come back")
+    assert "hello" in bare.docker(*client)
+    assert int(bare.show(unit, "NFileDescriptorStore")) >= 3
+    bare.docker("rm", "-f", "web")
+    bare.docker("network", "rm", "front")
+    bare.run("mooring", "uninstall", "--purge")

@@ -12,7 +12,9 @@ from mooring.kit.config import DEFAULT_FILE, Settings, load
 
 from .manager import Manager, ManagerError
 from .settings import (
+    ACTIVATORS,
     CONTAINERS,
+    ON_DEMAND,
     SERVICES,
     SHIMS,
     TARGET,
@@ -45,8 +47,8 @@ def install(
     _command("systemd-tmpfiles", "--create", str(layout.tmpfiles))
     with Manager() as manager:
         manager.reload()
-        manager.enable([TARGET, *sockets(settings)])
-        for unit in sockets(settings):
+        manager.enable([TARGET, *ACTIVATORS, *sockets(settings)])
+        for unit in (*ACTIVATORS, *sockets(settings)):
             manager.start(unit)
         for name in SERVICES:
             say(f"starting {service(name)}")
@@ -63,7 +65,11 @@ def replace(layout: Layout, say: Say, config: Path = DEFAULT_FILE) -> Settings:
         _write(path, text)
     with Manager() as manager:
         manager.reload()
-        for name in REPLACED:
+        # What an earlier version did not have: the others count on it.
+        manager.enable(ACTIVATORS)
+        for unit in ACTIVATORS:
+            manager.start(unit)
+        for name in (*ON_DEMAND, *REPLACED):
             say(f"replacing {service(name)}")
             manager.restart(service(name))
     return settings
@@ -74,9 +80,10 @@ def uninstall(layout: Layout, say: Say, *, purge: bool, config: Path = DEFAULT_F
     _check_host()
     settings = load(environ={}, file=config)
     with Manager() as manager:
-        manager.disable([TARGET, *sockets(settings)])
+        manager.disable([TARGET, *ACTIVATORS, *sockets(settings)])
         # Those who take requests first, so that nobody is promised anything any more.
-        for unit in (*sockets(settings), *map(service, reversed(SERVICES)), TARGET):
+        services = map(service, (*reversed(SERVICES), *ON_DEMAND))
+        for unit in (*sockets(settings), *ACTIVATORS, *services, TARGET):
             say(f"stopping {unit}")
             manager.stop(unit)
         if purge:

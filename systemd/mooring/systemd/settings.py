@@ -18,6 +18,8 @@ GROUP = "mooring"
 """Whose members may use the API's unix socket."""
 SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
 """In the order in which they are started."""
+ON_DEMAND = ("network",)
+"""Started by a connection to their socket, which is there as long as the engine is."""
 TARGET = "mooring.target"
 CONTAINERS, SHIMS = "mooring-containers.service", "mooring-shims.service"
 _WANTED_FILES = 65536
@@ -43,6 +45,10 @@ class Layout:
     def tmpfiles(self) -> Path:
         """Which directories are made at boot."""
         return self.prefix / "lib/tmpfiles.d/mooring.conf"
+
+
+ACTIVATORS = tuple(f"mooring-{name}.socket" for name in ON_DEMAND)
+"""The sockets of the services on demand; `sockets` are the gateway's."""
 
 
 def service(name: str) -> str:
@@ -86,7 +92,7 @@ def files(settings: Settings, layout: Layout, config: Path = DEFAULT_FILE) -> di
                 path = layout.sysusers
             case ".tmpfiles":
                 path = layout.tmpfiles
-            case ".socket" if name not in listen:
+            case ".socket" if name not in listen and name not in ACTIVATORS:
                 continue
             case ".socket" | ".service" | ".slice" | ".target":
                 path = layout.units / name

@@ -8,7 +8,7 @@ from typing import Any
 from mooring.kit.config import Settings
 
 from .manager import Manager
-from .settings import CONTAINERS, SERVICES, SHIMS, TARGET, service, sockets
+from .settings import ACTIVATORS, CONTAINERS, ON_DEMAND, SERVICES, SHIMS, TARGET, service, sockets
 
 
 def installed() -> bool:
@@ -21,7 +21,13 @@ def describe(settings: Settings) -> dict[str, Any]:
     """Every unit: state, restarts, pid, watchdog, memory in bytes, CPU in nanoseconds."""
     with Manager() as manager:
         target = manager.describe(TARGET)
-        units = [*sockets(settings), *map(service, SERVICES), CONTAINERS, SHIMS]
+        units = [
+            *sockets(settings),
+            *ACTIVATORS,
+            *map(service, (*SERVICES, *ON_DEMAND)),
+            CONTAINERS,
+            SHIMS,
+        ]
         found = {unit: manager.describe(unit) for unit in units}
     now = time.clock_gettime(time.CLOCK_MONOTONIC)
     return {
