@@ -190,17 +190,19 @@ class Shim:
         streams = entry.open(bool(request.get("stdin")), bool(request.get("output", True)))
         _ = self.cgroup
         stdin, stdout, stderr = streams.child
+        spec = parse(read(self.record["bundle"] + "/config.json"))
+        filter_ = read(path) if path else None
 
         def work() -> tuple[dict[str, Any], list[int]]:
             process = self._oci.exec_process(
                 self._running,
-                parse(read(self.record["bundle"] + "/config.json")),
+                spec,
                 request["process"],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 console_size=tuple(size) if size else None,
-                seccomp=read(path) if path else None,
+                seccomp=filter_,
             )
             fds = [process.pidfd] + ([process.master] if process.master is not None else [])
             return {"pid": process.pid}, fds
@@ -216,8 +218,22 @@ class Shim:
                 entry.started(streams, result["pid"], names, bool(request.get("stdin")))
             entry.announce(result)
 
+        def entered(events: int) -> None:
+            assert entering is not None
+            self.loop.forget(entering.channel)
+            if entering.executed():
+                done({"pid": entering.pid}, [entering.pidfd])
+            else:
+                Helper(self.loop, work, done)
+
         self.execs[entry.id] = entry
-        Helper(self.loop, work, done)
+        entering = self._oci.enter(
+            self._running, spec, request["process"], streams.child, filter_
+        )
+        if entering is None:
+            Helper(self.loop, work, done)
+        else:
+            self.loop.watch(entering.channel, READ, entered)
 
     def exec_ended(self, entry: Exec) -> None:
         """An exec has ended, and its output is whole."""

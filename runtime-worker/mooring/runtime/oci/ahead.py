@@ -72,9 +72,7 @@ def prepare(cgroups: Sequence[tuple[str, str]]) -> Program:
     program.call("clone3", arguments, 88, flags=CHILD)
     program.call("prctl", PR_SET_DUMPABLE, 0)
     program.call("prctl", PR_SET_NAME, NAME.encode())
-    for number in _SET_ASIDE:
-        program.call("rt_sigaction", number, bytes(32), 0, 8)
-    program.call("rt_sigprocmask", _SIG_SETMASK, bytes(8), 0, 8)
+    reset_signals(program)
     program.call("setsid")
     program.call("umask", 0)
     program.call("close_range", 4, 0xFFFFFFFF, 0)
@@ -96,6 +94,13 @@ def prepare(cgroups: Sequence[tuple[str, str]]) -> Program:
     program.call("close", C)
     program.call("write", 3, PREPARED, 1)
     return program
+
+
+def reset_signals(program: Program) -> None:
+    """No signal ignored or blocked."""
+    for number in _SET_ASIDE:
+        program.call("rt_sigaction", number, bytes(32), 0, 8)
+    program.call("rt_sigprocmask", _SIG_SETMASK, bytes(8), 0, 8)
 
 
 def _make_proc(program: Program) -> None:

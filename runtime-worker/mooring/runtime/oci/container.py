@@ -10,6 +10,7 @@ import os
 
 from . import cgroups
 from .channel import END, TERMINAL, Channel, pair
+from .entering import Entering, enter
 from .errors import OciError, because
 from .exec import Exec
 from .init import become_child
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from .cgroup import Cgroup
 
 __all__ = [
-    "OciError", "Overlay", "Process", "Running", "Stub", "cgroups", "exec_process", "prepare",
-    "run",
+    "Entering", "OciError", "Overlay", "Process", "Running", "Stub", "cgroups", "enter",
+    "exec_process", "prepare", "run",
 ]  # fmt: skip
 
 

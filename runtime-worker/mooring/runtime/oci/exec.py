@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from .container import Running
 
-_JOINED = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP
+JOINED = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWCGROUP
+"""The namespaces of init that an exec joins; that of pids it is born in."""
 
 
 class Exec:
@@ -93,7 +94,7 @@ class Exec:
         setup.set_host_side(self._process)
         forbid_imports()
         try:
-            setns(pidfd, _JOINED)
+            setns(pidfd, JOINED)
         except OSError as error:
             raise because("cannot join the container's namespaces", error) from error
 

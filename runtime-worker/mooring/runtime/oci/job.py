@@ -122,12 +122,7 @@ class Job:
             call("ioctl", A, _SIOCSIFFLAGS, request)
             call("close", A)
         call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, b"mooring", flags=TRY)
-        if (adjustment := self._process.get("oomScoreAdj")) is not None:
-            self._write(AT_FDCWD, "/proc/self/oom_score_adj", str(adjustment))
-        for limit in self._process.get("rlimits") or ():
-            both = (limit["soft"], limit["hard"])
-            value = b"".join((n & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") for n in both)
-            call("prlimit64", 0, process.RLIMITS[limit["type"]], value, 0)
+        set_host_side(self.program, self._process)
         for name, key in (("sethostname", "hostname"), ("setdomainname", "domainname")):
             if value := os.fsencode(self._spec.get(key) or ""):
                 call(name, value, len(value))
@@ -136,13 +131,7 @@ class Job:
             name = key if "/" in key else key.replace(".", "/")
             if ".." in name.split("/"):
                 raise ValueError(f"invalid sysctl {key}")
-            self._write(ahead.PLAIN_PROC, f"sys/{name}", str(value))
-
-    def _write(self, directory: int | Cell, path: str, value: str) -> None:
-        flags = os.O_WRONLY | os.O_CLOEXEC
-        self.program.call("openat", directory, os.fsencode(path), flags, result=A)
-        self.program.call("write", A, value.encode(), len(value.encode()))
-        self.program.call("close", A)
+            _write(self.program, ahead.PLAIN_PROC, f"sys/{name}", str(value))
 
     def _build_root(self, binds: dict[int, int]) -> None:
         call, root = self.program.call, received(STDIO)
@@ -219,6 +208,23 @@ class Job:
     def _execute(self, capabilities: CapabilitySets, filter_: bytes | None, permitted: int) -> None:
         flags = seccomp.filter_flags(self._spec)
         execute(self.program, self._process, capabilities, filter_, flags, permitted)
+
+
+def set_host_side(program: Program, values: dict[str, Any]) -> None:
+    """What needs the host's /proc and privileges; see process.set_host_side."""
+    if (adjustment := values.get("oomScoreAdj")) is not None:
+        _write(program, AT_FDCWD, "/proc/self/oom_score_adj", str(adjustment))
+    for limit in values.get("rlimits") or ():
+        both = (limit["soft"], limit["hard"])
+        value = b"".join((n & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") for n in both)
+        program.call("prlimit64", 0, process.RLIMITS[limit["type"]], value, 0)
+
+
+def _write(program: Program, directory: int | Cell, path: str, value: str) -> None:
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    program.call("openat", directory, os.fsencode(path), flags, result=A)
+    program.call("write", A, value.encode(), len(value.encode()))
+    program.call("close", A)
 
 
 def make_working_directory(root: int, path: str, covered: bool) -> None:

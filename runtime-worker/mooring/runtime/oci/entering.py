@@ -1,0 +1,141 @@
+"""A further process in a running container, by `machine`: exec.py's work as a program.
+
+A fork of the interpreter copies hundreds of pages before it can execute anything; this has ten.
+Only what most execs ask for: where a step fails, or can't be done so, the caller begins again with
+`exec_process`, which has a way around it or knows the words for what is impossible.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_UNIX,
+    SCM_RIGHTS,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
+
+from . import ahead, cgroups, job, machine, process
+from .ahead import A
+from .exec import JOINED
+from .linux import (
+    AT_FDCWD,
+    KEYCTL_JOIN_SESSION_KEYRING,
+    PR_SET_DUMPABLE,
+    PR_SET_NAME,
+    permitted_capabilities,
+)
+from .program import TRY, Program, received
+from .seccomp import filter_flags
+from .stub import PidNamespace, bury
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .container import Running
+
+_INIT = job.STDIO
+"""Number of init's pidfd among the descriptors that come with the program."""
+_NOT_HERE = ("terminal", "apparmorProfile", "selinuxLabel")
+_executable = -1
+
+
+class Entering:
+    """A process on its way into a container: a child of the caller, with the host's number for it.
+
+    When `channel` is readable `executed` says what became of it.
+    """
+
+    __slots__ = ("_socket", "channel", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, channel: socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._socket = channel
+        self.channel = channel.fileno()
+
+    def executed(self) -> bool:
+        """Whether it has executed its program; if not, it is buried. Closes the channel."""
+        try:
+            failed = bool(self._socket.recv(64))
+        except OSError:
+            failed = True
+        self._socket.close()
+        if failed:
+            bury(self.pid, self.pidfd)
+        return not failed
+
+
+def enter(
+    running: Running,
+    spec: dict[str, Any],
+    values: dict[str, Any],
+    stdio: Sequence[int],
+    seccomp: bytes | None,
+) -> Entering | None:
+    """Begin to run a program in a container; None where that needs `exec_process`."""
+    if any(values.get(key) for key in _NOT_HERE) or cgroups.version() != 1:
+        return None
+    if not machine.available():
+        return None
+    try:
+        packet = _program(running.cgroup.directories(), spec, values, seccomp).build()
+        return _begin(running.pidfd, packet, (*stdio, running.pidfd))
+    except (OSError, ValueError):
+        return None
+
+
+def _program(
+    directories: Sequence[str], spec: dict[str, Any], values: dict[str, Any], seccomp: bytes | None
+) -> Program:
+    capabilities = process.check(values)
+    program = Program()
+    call = program.call
+    # Before the container can look at it: all that it has of the host's are its descriptors.
+    call("prctl", PR_SET_DUMPABLE, 0)
+    call("prctl", PR_SET_NAME, machine.NAME.encode())
+    ahead.reset_signals(program)
+    call("setsid")
+    for directory in directories:
+        path = os.fsencode(f"{directory}/tasks")
+        call("openat", AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, result=A)
+        call("write", A, b"0", 1)
+        call("close", A)
+    call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, b"mooring", flags=TRY)
+    job.set_host_side(program, values)
+    call("setns", received(_INIT), JOINED)
+    for number in range(job.STDIO):
+        call("dup3", received(number), number, 0)
+    call("close_range", 4, 0xFFFFFFFF, 0)
+    call("chdir", os.fsencode(values["cwd"]))
+    job.become_user(program, values, capabilities)
+    own = permitted_capabilities()
+    job.execute(program, values, capabilities, seccomp, filter_flags(spec), own)
+    return program
+
+
+def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
+    global _executable
+    if _executable < 0:
+        _executable = machine.executable()
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    try:
+        rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
+        # It is there before the process is, which then waits for nothing.
+        ours.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        moves = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+        # As vfork(2) does, this copies no page of ours.
+        with PidNamespace(init):
+            path = f"/proc/self/fd/{_executable}"
+            pid = os.posix_spawn(path, [machine.NAME], {}, file_actions=moves)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Entering(pid, os.pidfd_open(pid), ours)
