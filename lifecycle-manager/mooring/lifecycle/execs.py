@@ -28,6 +28,8 @@ KEPT = 1000
 """How many execs of one container are remembered; older ones that have ended are forgotten."""
 _START_LIMIT = 60 * SECOND
 _CANNOT_INVOKE = 126
+_SHORT = 0.02
+"""Seconds that an attached exec runs before it is recorded as running: most end sooner."""
 
 
 class ExecHandlers:
@@ -139,9 +141,21 @@ class ExecHandlers:
         faults.point("lifecycle.exec.hosted")
         if started.error:
             await self.exited(record.id, started.exit_code or _CANNOT_INVOKE, 0)
+        elif not request.detach and not config.tty:
+            # Its client is told by the output. Most are over before this would be written.
+            engine.tasks.spawn(self._note_running(record.id, started.pid), f"exec {record.id[:12]}")
         else:
             row = await engine.execs.change(record.id, lambda r: _started(r, started.pid))
         return started.model_copy(update={"revision": row.revision})
+
+    async def _note_running(self, exec_id: str, pid: int) -> None:
+        """Record that it runs, unless it has ended shortly after."""
+        engine = self._engine
+        with engine.holding(exec_id):
+            try:
+                await engine.execs.until(exec_id, _over, _SHORT)
+            except TimeoutError:
+                await engine.execs.change(exec_id, lambda r: _started(r, pid))
 
     async def exited(self, exec_id: str, exit_code: int, pid: int) -> None:
         """An exec has ended, or could not begin. NotFound."""
@@ -179,6 +193,10 @@ class ExecHandlers:
                 await self._engine.execs.delete(exec_id)
                 self._engine.events.forget(exec_id)
                 return
+
+
+def _over(record: ExecRecord | None) -> bool:
+    return record is None or record.state is ExecState.EXITED
 
 
 def _started(record: ExecRecord, pid: int) -> ExecRecord:

@@ -251,6 +251,13 @@ class Download(Generic[Q]):
         if not self.reason:
             self._tell(CLOSE)
 
+    async def begun(self) -> bool:
+        """Wait for the first bytes, which are left to be read; False if none come for now."""
+        while not self._queue and not self._lost:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return bool(self._queue) and not isinstance(self._queue[0], Msg)
+
     async def __aiter__(self) -> AsyncIterator[tuple[int, memoryview]]:
         while not self.reason:
             while not self._queue:

@@ -184,19 +184,18 @@ class Shim:
     # --- the end ---
 
     def begin_exec(self, entry: Exec, request: dict[str, Any]) -> None:
-        """Start a process in the container, in a helper: joining it takes time and memory."""
+        """Start a process in the container; what the machine can't do, a helper does."""
         path = request["seccomp"] if "seccomp" in request else self.record["seccomp"]
         size = request.get("console_size")
         streams = entry.open(bool(request.get("stdin")), bool(request.get("output", True)))
         _ = self.cgroup
         stdin, stdout, stderr = streams.child
-        spec = parse(read(self.record["bundle"] + "/config.json"))
         filter_ = read(path) if path else None
 
         def work() -> tuple[dict[str, Any], list[int]]:
             process = self._oci.exec_process(
                 self._running,
-                spec,
+                parse(read(self.record["bundle"] + "/config.json")),
                 request["process"],
                 stdin=stdin,
                 stdout=stdout,
@@ -227,9 +226,7 @@ class Shim:
                 Helper(self.loop, work, done)
 
         self.execs[entry.id] = entry
-        entering = self._oci.enter(
-            self._running, spec, request["process"], streams.child, filter_
-        )
+        entering = self._oci.enter(self._running, request["process"], streams.child, filter_)
         if entering is None:
             Helper(self.loop, work, done)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import select
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mooring.runtime.oci import cgroups, container
+from mooring.runtime.oci import cgroups, container, entering, machine
 from mooring.runtime.oci.container import OciError, Overlay, Process, Running
 
 APPLETS = (
@@ -97,6 +98,10 @@ class Box:
         self.warm = warm
         self.running: list[Running] = []
         self._count = 0
+        self.by_machine = False
+        """Whether further programs are run by the machine where it can."""
+        self.entered = 0
+        """How many were."""
 
     def start(
         self,
@@ -167,11 +172,11 @@ class Box:
         running.cgroup.remove()
 
     def exec(self, running: Running, spec: dict[str, Any], *args: str, **process: Any) -> Result:
-        """Run a further program in a container."""
+        """Run a further program in a container, in the way that `by_machine` says."""
         reader, writer = os.pipe()
         description = {**spec["process"], "args": list(args), **process}
         try:
-            started = container.exec_process(
+            started = self._enter(running, description, writer) or container.exec_process(
                 running, spec, description, stdin=writer, stdout=writer, stderr=writer,
                 console_size=(24, 80), seccomp=None,
             )  # fmt: skip
@@ -186,6 +191,18 @@ class Box:
         result = Result(*collect(started, reader))
         os.close(started.pidfd)
         return result
+
+    def _enter(self, running: Running, values: dict[str, Any], stdio: int) -> Process | None:
+        if not self.by_machine:
+            return None
+        entering = container.enter(running, values, (stdio, stdio, stdio), None)
+        if entering is None:
+            return None
+        select.select([entering.channel], [], [])
+        if not entering.executed():
+            return None
+        self.entered += 1
+        return Process(entering.pid, entering.pidfd, None)
 
 
 def collect(process: Process, reader: int) -> tuple[int, str]:
@@ -222,6 +239,8 @@ def box(request: pytest.FixtureRequest, busybox: Path, tmp_path: Path) -> Iterat
     """Containers from a process prepared ahead, and from none: the same must come of both."""
     shutil.copytree(busybox, tmp_path / "rootfs", symlinks=True)
     result = Box(tmp_path, request.param == "warm")
+    if machine.available():
+        entering.executable()
     descriptors = set(os.listdir("/proc/self/fd"))
     yield result
     for running in list(result.running):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mooring.runtime.oci import cgroups, machine
 from mooring.runtime.oci.container import OciError, Running
 
 from .conftest import Box, default_spec
@@ -20,8 +21,9 @@ def spec() -> dict[str, Any]:
     return default_spec("sleep", "100")
 
 
-@pytest.fixture
-def running(box: Box, spec: dict[str, Any]) -> Iterator[Running]:
+@pytest.fixture(params=[False, True], ids=["forked", "by machine"])
+def running(box: Box, spec: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Running]:
+    box.by_machine = request.param
     reader, writer = os.pipe()
     container = box.start(spec, stdout=writer)
     os.close(writer)
@@ -104,3 +106,30 @@ def test_the_caller_stays_where_it_was(box: Box, running: Running, spec: dict[st
     before = os.readlink("/proc/self/ns/pid_for_children")
     box.exec(running, spec, "true")
     assert os.readlink("/proc/self/ns/pid_for_children") == before
+
+
+def test_the_usual_exec_is_done_by_the_machine(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    if cgroups.version() != 1 or not machine.available():
+        pytest.skip("not on this host")
+    box.exec(running, spec, "true")
+    assert box.entered == box.by_machine
+
+
+def test_it_is_the_same_process_either_way(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    user = {"uid": 12, "gid": 13, "additionalGids": [13, 14], "umask": 0o27}
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
+    command = (
+        "grep -E '^(Cap|Uid|Gid|Groups|NoNewPrivs|SigBlk|SigIgn|Seccomp|Umask)' /proc/self/status;"
+        "cat /proc/self/oom_score_adj; ulimit -n; ulimit -Hn; env; pwd; ls /proc/self/fd | wc -l"
+    )
+    outputs = set()
+    for box.by_machine in (False, True):
+        values = {"user": user, "rlimits": limits, "oomScoreAdj": 77, "env": ["A=b c", "PATH=/bin"]}
+        outputs.add(box.exec(running, spec, "sh", "-c", command, cwd="/tmp", **values).output)
+        values |= {"noNewPrivileges": True, "user": {"uid": 0, "gid": 0}}
+        outputs.add(box.exec(running, spec, "sh", "-c", command, cwd="/tmp", **values).output)
+    assert len(outputs) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
+from mooring.kit.models.container import MountPoint
 
 from .conftest import Worker, until
 
@@ -163,9 +164,15 @@ async def test_shared_memory_is_shared_by_those_who_join_it(worker: Worker) -> N
 
 
 async def test_an_option_that_the_host_refuses_leaves_nothing(worker: Worker) -> None:
-    missing = {"type": "bind", "source": "/nowhere/at/all", "target": "/x"}
+    missing = MountPoint(
+        type="bind", source="/nowhere/at/all", destination="/x", create_source=False
+    )
+    record = worker.record("true")
+    record.mounts = [missing]
+    with pytest.raises(InvalidParameter, match="bind source path does not exist: /nowhere"):
+        await worker.run(record)
+    await worker.remove(record.id)
     for host, error, words in (
-        ({"mounts": [missing]}, InvalidParameter, "bind source path does not exist: /nowhere"),
         ({"network_mode": "mine"}, NotFound, "network mine not found"),
         ({"devices": [{"path_on_host": "/dev/nowhere"}]}, InvalidParameter, "no such file"),
         ({"nano_cpus": 10**15}, InvalidParameter, "Range of CPUs is from 0.01 to"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from functools import partial
 from typing import Any
@@ -36,9 +37,12 @@ from mooring.kit.models.exec import (
 )
 from mooring.kit.models.host import HostResize, OpenStream
 from mooring.kit.store import Entry
+from mooring.kit.streams import Download
 
 from .attach import content_type
 from .notes import note
+
+logger = logging.getLogger(__name__)
 
 _START_WAIT = 10.0
 """Seconds that a resize waits for the process to be there; Docker's."""
@@ -126,14 +130,14 @@ class ExecRoutes:
             reading = None
             if config.attach_stdout or config.attach_stderr or config.attach_stdin:
                 reading = await stack.enter_async_context(open_log(engine.bus, record.node, opened))
-            started = await asyncio.shield(starting)
+            error = await _refusal(starting, reading)
             beginning = None
-            if reading is not None and not started.error:
+            if reading is not None and not error:
                 beginning = Beginning(plan, formatter.state(reading.offset))
             wire = await request.hijack(content_type(request, tty=tty), beginning)
-            if started.error or reading is None:
-                if started.error:
-                    text = f"{started.error}\r\n".encode()
+            if error or reading is None:
+                if error:
+                    text = f"{error}\r\n".encode()
                     await wire.send(text if tty else multiplexed(_STDOUT, text))
                 await self._ended(record.id)
                 await wire.close()
@@ -198,11 +202,35 @@ class ExecRoutes:
         return entry.record
 
 
+async def _refusal(
+    starting: asyncio.Task[ExecStarted], reading: Download[OpenStream] | None
+) -> str:
+    """Wait for the start; why it was impossible, or "". What has printed something has started,
+    though the answer that says so is still on its way."""
+    if reading is None:
+        return (await asyncio.shield(starting)).error
+    printing = asyncio.create_task(reading.begun())
+    try:
+        await asyncio.wait((starting, printing), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done() and printing.done() and printing.result():
+            starting.add_done_callback(_heard)
+            return ""
+        return (await asyncio.shield(starting)).error
+    finally:
+        printing.cancel()
+
+
+def _heard(starting: asyncio.Task[ExecStarted]) -> None:
+    """Nobody waits for this answer any more."""
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        logger.debug("the answer of an exec that has begun: %s", error)
+
+
 def _shape(record: ExecRecord) -> dict[str, Any]:
     config = record.config
     return {
         "ID": record.id,
-        "Running": record.state is ExecState.RUNNING,
+        "Running": record.state in (ExecState.STARTING, ExecState.RUNNING),
         "ExitCode": record.exit_code,
         "ProcessConfig": {
             "tty": config.tty,

@@ -20,6 +20,7 @@ from _socket import (
 
 from . import ahead, cgroups, job, machine, process
 from .ahead import A
+from .errors import OciError
 from .exec import JOINED
 from .linux import (
     AT_FDCWD,
@@ -29,7 +30,6 @@ from .linux import (
     permitted_capabilities,
 )
 from .program import TRY, Program, received
-from .seccomp import filter_flags
 from .stub import PidNamespace, bury
 
 TYPE_CHECKING = False
@@ -73,26 +73,34 @@ class Entering:
 
 def enter(
     running: Running,
-    spec: dict[str, Any],
     values: dict[str, Any],
     stdio: Sequence[int],
     seccomp: bytes | None,
 ) -> Entering | None:
-    """Begin to run a program in a container; None where that needs `exec_process`."""
+    """Begin to run a program in a container; None where that needs `exec_process`.
+
+    values: OCI's process. seccomp: a filter without flags.
+    """
     if any(values.get(key) for key in _NOT_HERE) or cgroups.version() != 1:
         return None
-    if not machine.available():
+    if not machine.available() or running.cgroup.frozen():
         return None
     try:
-        packet = _program(running.cgroup.directories(), spec, values, seccomp).build()
+        packet = _program(running.cgroup.directories(), values, seccomp).build()
         return _begin(running.pidfd, packet, (*stdio, running.pidfd))
-    except (OSError, ValueError):
+    except (OciError, OSError, ValueError):
         return None
 
 
-def _program(
-    directories: Sequence[str], spec: dict[str, Any], values: dict[str, Any], seccomp: bytes | None
-) -> Program:
+def executable() -> int:
+    """The machine, as a descriptor that this process keeps."""
+    global _executable
+    if _executable < 0:
+        _executable = machine.executable()
+    return _executable
+
+
+def _program(directories: Sequence[str], values: dict[str, Any], seccomp: bytes | None) -> Program:
     capabilities = process.check(values)
     program = Program()
     call = program.call
@@ -115,14 +123,11 @@ def _program(
     call("chdir", os.fsencode(values["cwd"]))
     job.become_user(program, values, capabilities)
     own = permitted_capabilities()
-    job.execute(program, values, capabilities, seccomp, filter_flags(spec), own)
+    job.execute(program, values, capabilities, seccomp, 0, own)
     return program
 
 
 def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
-    global _executable
-    if _executable < 0:
-        _executable = machine.executable()
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
         rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
@@ -131,7 +136,7 @@ def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
         moves = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
         # As vfork(2) does, this copies no page of ours.
         with PidNamespace(init):
-            path = f"/proc/self/fd/{_executable}"
+            path = f"/proc/self/fd/{executable()}"
             pid = os.posix_spawn(path, [machine.NAME], {}, file_actions=moves)
     except BaseException:
         ours.close()

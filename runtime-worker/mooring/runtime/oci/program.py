@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 from . import machine
 from .linux import failed
 
@@ -26,7 +28,9 @@ CALLS = {
 _NAMES = {number: name for name, number in CALLS.items()}
 TRY, CHILD, WAIT = 0x100, 0x200, 0x400
 """Whatever comes of it; only who gets 0 goes on; 0 is the end."""
-_OP = 64
+_CALL = Struct("<2I7Q")
+"""Number, flags, six arguments, and where the result goes."""
+_OP = _CALL.size
 _END = b"\xff" * 4 + bytes(60)
 
 
@@ -81,7 +85,7 @@ class Program:
     def build(self) -> bytes:
         """The packet; ValueError if it is too long for the machine."""
         base = machine.MEMORY + _OP * (len(self._calls) + 1)
-        code = bytearray()
+        code = []
         for number, flags, arguments, where in self._calls:
             words = [0, 0, 0, 0, 0, 0]
             for at, argument in enumerate(arguments):
@@ -92,11 +96,8 @@ class Program:
                     flags |= 1 << at
                 else:
                     words[at] = base + self._put(argument, base)
-            code += number.to_bytes(4, "little") + flags.to_bytes(4, "little")
-            for word in words:
-                code += word.to_bytes(8, "little")
-            code += where.to_bytes(8, "little")
-        packet = bytes(code) + _END + b"".join(self._data)
+            code.append(_CALL.pack(number, flags, *words, where))
+        packet = b"".join([*code, _END, *self._data])
         if len(packet) > machine.PROGRAM_BYTES:
             raise ValueError("the program is too long")
         return packet
