@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 
 from mooring.kit import references
-from mooring.kit.models.registry import PullImage, PushImage, RegistryAuth
+from mooring.kit.models.registry import PullImage, PushImage
 from mooring.runtime.images.registry import client, manifests
+from mooring.runtime.images.registry.challenge import Credentials
 from mooring.runtime.images.registry.client import Http, Patience, Repository
 from mooring.runtime.images.registry.endpoints import Endpoint, Rules
 from mooring.runtime.images.registry.manifests import Descriptor
@@ -84,7 +85,7 @@ async def test_an_upload_that_breaks_off_goes_on_where_the_registry_is(
     http = Http(Rules(), Patience(5.0, 3, 0.01))
     try:
         endpoint = Endpoint(f"http://{registry.address}", registry.address)
-        repository = Repository(http, endpoint, "app", RegistryAuth())
+        repository = Repository(http, endpoint, "app", Credentials())
         await Upload(repository, Descriptor("", digest(DATA), len(DATA)), path).run()
     finally:
         await http.close()
@@ -130,7 +131,7 @@ async def test_a_mirror_is_asked_first_and_never_told_who_asks(
     http = Http(Rules(mirrors=(f"http://{registry.address}",)), Patience(5.0, 1, 0.01))
     try:
         name = references.parse("bb")
-        auth = RegistryAuth(username="me", password="secret")
+        auth = Credentials(username="me", password="secret")
         found = await client.connect(http, name, auth, "pull", mirrors=True)
         async with found[0].send("GET", "tags/list", accept=(404,)):
             pass

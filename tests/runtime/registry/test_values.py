@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from mooring.kit.errors import NotFound
-from mooring.kit.models.registry import RegistryAuth
 from mooring.runtime.images.platforms import Platform
 from mooring.runtime.images.registry import challenge, endpoints, manifests, progress
 from mooring.runtime.images.registry.endpoints import Rules
@@ -40,10 +39,13 @@ def test_a_challenge_is_taken_apart(header: str, found: list[tuple[str, dict[str
 
 
 def test_credentials_come_in_two_forms() -> None:
-    assert challenge.user_and_password(RegistryAuth()) is None
-    assert challenge.user_and_password(RegistryAuth(username="a", password="b:c")) == ("a", "b:c")
-    assert challenge.user_and_password(RegistryAuth(auth="YTpiOmM=")) == ("a", "b:c")
-    assert challenge.user_and_password(RegistryAuth(auth="!")) is None
+    assert challenge.user_and_password(challenge.Credentials()) is None
+    assert challenge.user_and_password(challenge.Credentials(username="a", password="b:c")) == (
+        "a",
+        "b:c",
+    )
+    assert challenge.user_and_password(challenge.Credentials(auth="YTpiOmM=")) == ("a", "b:c")
+    assert challenge.user_and_password(challenge.Credentials(auth="!")) is None
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from mooring.kit.models.registry import RegistryAuth
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SCHEME = re.compile(rf"\s*,?\s*({_TOKEN})(?=[\s,]|$)")
@@ -44,7 +43,25 @@ def _parse(header: str) -> list[Challenge]:
     return found
 
 
-def user_and_password(auth: RegistryAuth) -> tuple[str, str] | None:
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A RegistryAuth, without pydantic: importing that takes a third of the time of a pull."""
+
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    email: str = ""
+    serveraddress: str = ""
+    identitytoken: str = ""
+    registrytoken: str = ""
+
+    @classmethod
+    def parse(cls, auth: Mapping[str, str]) -> Credentials:
+        """From the JSON of one."""
+        return cls(**{name: auth[name] for name in cls.__slots__ if name in auth})
+
+
+def user_and_password(auth: Credentials) -> tuple[str, str] | None:
     """What basic authentication needs, if it was given."""
     if auth.username or auth.password:
         return auth.username, auth.password

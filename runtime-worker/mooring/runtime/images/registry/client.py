@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-import aiohttp
-
 from mooring.kit import references
-from mooring.kit.models.registry import RegistryAuth
 
-from .challenge import Challenge, basic, challenges, user_and_password
+from .challenge import Challenge, Credentials, basic, challenges, user_and_password
 from .endpoints import Endpoint, Rules, Stamp, endpoints, stamp, tls_context
+from .lean import aiohttp
 from .words import ConnectionFault, NoCredentials, RegistryError, TransferFault, refusal
 
 _CONNECT = 15.0
@@ -100,7 +98,7 @@ class Http:
                     headers=headers,
                     data=data() if callable(data) else data,
                     allow_redirects=False,
-                    ssl=self.context(endpoint),
+                    ssl=self.context(endpoint) if url.startswith("https:") else True,
                 )
             except (aiohttp.ClientError, OSError, TimeoutError) as exc:
                 raise connection_fault(method, url, exc) from exc
@@ -171,7 +169,7 @@ class Repository:
     http: Http
     endpoint: Endpoint
     path: str
-    auth: RegistryAuth
+    auth: Credentials
     actions: str = "pull"
     sources: tuple[str, ...] = ()
     """Repositories that blobs may be mounted from."""
@@ -243,7 +241,7 @@ class Repository:
             if self._token is None or self._token.until < time.monotonic():
                 scopes = [f"repository:{self.path}:{self.actions}"] if self.path else []
                 scopes += [f"repository:{source}:pull" for source in self.sources]
-                auth = RegistryAuth() if self.endpoint.mirror else self.auth
+                auth = Credentials() if self.endpoint.mirror else self.auth
                 answer = await token(self.http, self.endpoint, challenge, auth, scopes)
                 self._token = answer.token
             return self._token.value
@@ -267,7 +265,7 @@ async def token(
     http: Http,
     endpoint: Endpoint,
     challenge: Challenge,
-    auth: RegistryAuth,
+    auth: Credentials,
     scopes: list[str],
     *,
     offline: bool = False,
@@ -361,7 +359,7 @@ def is_transient(exc: Exception) -> bool:
 
 
 async def connect(
-    http: Http, name: references.Reference, auth: RegistryAuth, actions: str,
+    http: Http, name: references.Reference, auth: Credentials, actions: str,
     sources: tuple[str, ...] = (), *, mirrors: bool = False,
 ) -> list[Repository]:  # fmt: skip
     """The endpoints of a repository that answer, the best first; the last one's error if none."""

@@ -13,9 +13,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
-
 from .client import Repository, connection_fault, is_transient
+from .lean import aiohttp
 from .manifests import Descriptor
 from .progress import Meter, Say, state
 from .words import ConnectionFault, RegistryError, TransferFault

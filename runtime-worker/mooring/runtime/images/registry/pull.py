@@ -11,13 +11,13 @@ from urllib.parse import quote, urljoin
 
 from mooring.kit import references
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound
-from mooring.kit.models.registry import RegistryAuth
 from mooring.runtime.images import platforms
 from mooring.runtime.images.load import config_diff_ids
 from mooring.runtime.images.store import chain_ids
 from mooring.runtime.images.unpack import BadArchive
 
 from . import manifests
+from .challenge import Credentials
 from .client import Http, Repository, connect, is_transient, read_all, retried
 from .host import Host
 from .layers import Layers, Places, Wanted, short
@@ -49,7 +49,7 @@ class Pull:
         """Pull what a PullImage (as JSON) names; EngineError in Docker's words."""
         platforms.parse(args["platform"])
         reference = references.parse(args["reference"])
-        auth = RegistryAuth.model_validate(args["auth"])
+        auth = Credentials.parse(args["auth"])
         every = not reference.tag and not reference.digest
         shown = reference.familiar()
         try:

@@ -10,10 +10,9 @@ from urllib.parse import urlencode, urlsplit
 
 from mooring.kit import references
 from mooring.kit.errors import EngineError, Unauthorized
-from mooring.kit.models.registry import RegistryAuth
 
 from . import manifests
-from .challenge import basic, challenges, user_and_password
+from .challenge import Credentials, basic, challenges, user_and_password
 from .client import Http, Repository, connect, read_all, retried, token
 from .endpoints import HUB, Endpoint, endpoints
 from .manifests import Index
@@ -33,7 +32,7 @@ async def search(http: Http, args: dict[str, Any]) -> dict[str, Any]:
         term = rest
     else:
         candidates, term = [Endpoint(_INDEX, references.DEFAULT_DOMAIN)], args["term"]
-    given = user_and_password(RegistryAuth.model_validate(args["auth"]))
+    given = user_and_password(Credentials.parse(args["auth"]))
     query = urlencode({"q": term, "n": args["limit"]})
     failure: Exception | None = None
     for endpoint in candidates:
@@ -62,7 +61,7 @@ def _results(raw: bytes) -> dict[str, Any]:
 async def inspect(http: Http, args: dict[str, Any]) -> dict[str, Any]:
     """An InspectDistribution (as JSON)."""
     reference = references.parse(args["reference"])
-    auth = RegistryAuth.model_validate(args["auth"])
+    auth = Credentials.parse(args["auth"])
     repository = (await connect(http, reference, auth, "pull"))[-1]
     found = await fetch_manifest(
         repository, reference.digest or reference.tag, reference.familiar()
@@ -85,7 +84,7 @@ async def inspect(http: Http, args: dict[str, Any]) -> dict[str, Any]:
 
 async def check_auth(http: Http, args: dict[str, Any]) -> dict[str, Any]:
     """A CheckAuth (as JSON): ask as that user for nothing in particular."""
-    auth = RegistryAuth.model_validate(args["auth"])
+    auth = Credentials.parse(args["auth"])
     domain = _login_host(auth.serveraddress)
     if domain in _LOGIN_HOSTS:
         candidates = [Endpoint(HUB, references.DEFAULT_DOMAIN)]
@@ -109,7 +108,7 @@ async def check_auth(http: Http, args: dict[str, Any]) -> dict[str, Any]:
     raise EngineError(str(failure))
 
 
-async def _log_in(http: Http, endpoint: Endpoint, auth: RegistryAuth) -> dict[str, Any]:
+async def _log_in(http: Http, endpoint: Endpoint, auth: Credentials) -> dict[str, Any]:
     url = f"{endpoint.url}/v2/"
     done = {"status": "Login Succeeded", "identity_token": ""}
     async with http.send("GET", url, endpoint, {}) as answer:
