@@ -9,7 +9,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -154,7 +154,19 @@ def test_diff_says_what_was_added_changed_and_deleted(e: Engine) -> None:
     script = "mkdir -p /a/b; echo x > /a/b/c; rm /bin/ls; chmod 700 /home; rm -r /var; mkdir /var"
     e.docker("run", "--name", "box", "bb", "sh", "-c", script)
     assert e.out("diff", "box").splitlines() == [
-        "A /a", "A /a/b", "A /a/b/c", "C /bin", "D /bin/ls", "C /home", "C /var",
+        "A /a", "A /a/b", "A /a/b/c", "C /bin", "D /bin/ls", "C /home",
+    ]  # fmt: skip
+
+
+def test_diff_tells_of_a_directory_by_what_is_in_it_and_not_by_its_times(e: Engine) -> None:
+    script = (
+        "touch /tmp; echo x > /root/x; rm /root/x; echo x >> /etc/passwd;"
+        "rm -r /home; mkdir /home; chown 3 /var"
+    )
+    e.docker("run", "--name", "box", "bb", "sh", "-c", script)
+    # As dockerd says it of the same container.
+    assert e.out("diff", "box").splitlines() == [
+        "C /etc", "C /etc/passwd", "C /home", "D /home/app", "C /var",
     ]  # fmt: skip
 
 
@@ -269,3 +281,31 @@ def test_import_gets_a_root_file_system_from_a_url(e: Engine) -> None:
     history = e.api("GET", "/images/fetched/history").json
     assert history[0]["Comment"] == f"Imported from {url}/rootfs.tar"
     assert e.api("POST", "/images/create?fromSrc=file:///etc/passwd").status == 400
+
+
+def test_a_load_that_is_not_quiet_tells_of_the_layers_that_were_not_here(e: Engine) -> None:
+    e.docker("run", "--name", "box", "bb", "sh", "-c", "echo told > /f")
+    e.docker("commit", "box", "told")
+    archive = e.folder / "told.tar"
+    e.docker("save", "-o", str(archive), "told")
+    top = e.api("GET", "/images/told/json").json["RootFS"]["Layers"][-1]
+    e.docker("rmi", "told")
+    answers = [e.api("POST", "/images/load?quiet=0", raw=archive.read_bytes()) for _ in range(2)]
+    first, second = ([json.loads(line) for line in answer.body.splitlines()] for answer in answers)
+    assert [(line.get("status"), line.get("id")) for line in first] == [
+        ("Loading layer", top[7:19]),
+        (None, None),
+    ]
+    assert first[0]["progressDetail"]["total"] > 0
+    assert second == [{"stream": "Loaded image: told:latest\n"}]
+
+
+@pytest.mark.parametrize("path", ["/images/bb/json", "/images/bb/history", "/images/bb/get"])
+def test_a_platform_that_is_named_has_to_be_the_images(e: Engine, path: str) -> None:
+    own = e.api("GET", "/images/bb/json").json["Architecture"]
+    for text, status in (
+        (json.dumps({"os": "linux", "architecture": own}), 200),
+        (json.dumps({"os": "linux", "architecture": "s390x"}), 404),
+        ("{", 400),
+    ):
+        assert e.api("GET", f"{path}?platform={quote(text)}").status == status

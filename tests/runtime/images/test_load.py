@@ -150,13 +150,16 @@ def test_layers_that_the_host_went_down_over_are_unpacked_again(store: ImageStor
     assert store.doubtful() == []
 
 
-def test_a_layer_whose_blob_is_damaged_too_is_left_and_named(store: ImageStore) -> None:
+def test_a_layer_whose_blob_is_damaged_too_is_named_and_loses_the_blob(
+    store: ImageStore,
+) -> None:
     (image,) = _load(store, docker_archive(Image([BASE])))
     (info,) = image.layers
     store.blob(info.blob).write_bytes(TOP)
     (store.layer(info.chain_id) / "unsettled").write_text("another boot")
     assert repair(store, store.new_job()) == [info.chain_id]
     assert store.has_layer(info.chain_id)
+    assert not store.blob(info.blob).exists()
 
 
 def test_an_import_keeps_only_what_was_said(store: ImageStore) -> None:

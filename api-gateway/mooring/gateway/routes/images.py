@@ -11,7 +11,7 @@ from mooring.gateway.http.reply import JSON, Reply, dumps, empty, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema import images as schema
-from mooring.gateway.schema import query
+from mooring.gateway.schema import platform, query
 from mooring.gateway.views.image_filters import NAMES, select
 from mooring.kit import references, subjects
 from mooring.kit.errors import EngineError, InvalidParameter, NotSupported, Unavailable
@@ -80,20 +80,18 @@ class ImageRoutes:
         """Everything about one image."""
         if query.flag(request, "manifests"):
             raise NotSupported("inspecting the manifests of an image is not supported yet")
-        if request.get("platform"):
-            raise NotSupported("inspecting an image for a platform is not supported yet")
         views = self._gateway.engine.images
         image = views.find(request.name)
+        platform.check(request, image, request.name)
         tagged = views.tagged_ns(image.id)
         tags, digests = views.tags(image.id), views.digests(image.id)
         return json_reply(schema.inspect(image, tags, digests, tagged, request.version))
 
     def history(self, request: Request) -> Reply:
         """The steps that made it, newest first."""
-        if request.get("platform"):
-            raise NotSupported("the history of an image for a platform is not supported yet")
         views = self._gateway.engine.images
         image = views.find(request.name)
+        platform.check(request, image, request.name)
         return json_reply(schema.history(image, views.lineage(image)))
 
     async def tag(self, request: Request) -> Reply:
@@ -132,10 +130,13 @@ class ImageRoutes:
 
     async def load(self, request: Request) -> Reply:
         """Images of an archive, as `docker save` or an OCI tool wrote it."""
-        if "platform" in request.query:
-            raise NotSupported("loading an image for a platform is not supported yet")
-        message = LoadImages(quiet=query.flag(request, "quiet", True))
-        return await self._upload(request, subjects.RUNTIME_IMAGE_LOAD, message, "stream", "\n")
+        wanted = platform.asked(request)
+        machine = self._gateway.engine.node().architecture
+        if wanted is not None and not platform.is_for(wanted, platform.go_architecture(machine)):
+            raise NotSupported("loading an image for another platform than the host's")
+        verb = subjects.RUNTIME_IMAGE_LOAD
+        quiet = query.flag(request, "quiet", True)
+        return await self._upload(request, verb, LoadImages(), "stream", "\n", quiet=quiet)
 
     async def create(self, request: Request) -> Reply | None:
         """Pull an image, or import a root file system."""
@@ -160,7 +161,14 @@ class ImageRoutes:
         return await self._upload(request, subjects.RUNTIME_IMAGE_IMPORT, message, "status", "")
 
     async def _upload(
-        self, request: Request, verb: str, message: Message, key: str, end: str
+        self,
+        request: Request,
+        verb: str,
+        message: Message,
+        key: str,
+        end: str,
+        *,
+        quiet: bool = True,
     ) -> Reply:
         """Pass the body on to a host and say what came of it, as a progress stream."""
         engine = self._gateway.engine
@@ -176,7 +184,9 @@ class ImageRoutes:
             # A bad archive is an error in the stream, as clients expect it.
             return _progress([{"errorDetail": {"message": exc.message}, "error": exc.message}])
         await engine.images.until(lambda: self._is_known(loaded))
-        lines = [{key: line + end} for line in loaded.lines]
+        lines: list[Mapping[str, object]] = [{key: line + end} for line in loaded.lines]
+        if not quiet:
+            lines = [_added(diff_id, size) for diff_id, size in loaded.layers.items()] + lines
         if isinstance(message, ImportImage) and message.source:
             lines.insert(0, {"status": f"Downloading from {message.source}"})
         return _progress(lines)
@@ -187,6 +197,15 @@ class ImageRoutes:
         return all(views.get(image_id) for image_id in loaded.image_ids) and all(
             views.names(name) for name in names
         )
+
+
+def _added(diff_id: str, size: int) -> Mapping[str, object]:
+    """A layer that was not here before, in the words of a progress stream."""
+    return {
+        "status": "Loading layer",
+        "progressDetail": {"current": size, "total": size},
+        "id": diff_id.partition(":")[2][:12],
+    }
 
 
 def _progress(messages: Sequence[Mapping[str, object]]) -> Reply:

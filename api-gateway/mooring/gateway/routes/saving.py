@@ -9,9 +9,10 @@ from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
+from mooring.gateway.schema import platform
 from mooring.gateway.views.saved import selected
 from mooring.kit import subjects
-from mooring.kit.errors import EngineError, InvalidParameter, NotSupported
+from mooring.kit.errors import EngineError, InvalidParameter
 from mooring.kit.models.base import Request as Message
 from mooring.kit.models.container import ContainerRecord
 from mooring.kit.models.image import (
@@ -59,12 +60,12 @@ class SavingRoutes:
         return await self._save(request, [name for name in names if name])
 
     async def _save(self, request: Request, names: list[str]) -> Reply | None:
-        if request.get("platform"):
-            raise NotSupported("saving an image for a platform is not supported yet")
         if not names:
             raise InvalidParameter("no image was named: give one or more names")
         engine = self._gateway.engine
         chosen = selected(engine.images, names)
+        for image, references in chosen.values():
+            platform.check(request, image, references[0] if references else image.id)
         saved = [
             SavedImage(image=image, references=references) for image, references in chosen.values()
         ]

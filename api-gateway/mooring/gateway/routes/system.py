@@ -12,6 +12,7 @@ from mooring.gateway.http.reply import TEXT, Reply, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema.containers import DEFAULT_RUNTIME, RUNNING_STATES
+from mooring.gateway.schema.platform import go_architecture
 from mooring.gateway.versions import ENGINE_VERSION, NEWEST, OLDEST, text
 from mooring.kit.config import Settings
 from mooring.kit.models.container import State
@@ -49,7 +50,7 @@ class SystemRoutes:
 
     def version(self, request: Request) -> Reply:
         """Versions of the engine and of its API."""
-        kernel, machine = self._platform.release, _go_architecture(self._platform.machine)
+        kernel, machine = self._platform.release, go_architecture(self._platform.machine)
         details = {
             "ApiVersion": text(NEWEST),
             "MinAPIVersion": text(OLDEST),
@@ -182,7 +183,3 @@ def _index_configs(settings: Settings) -> dict[str, Any]:
         if "/" not in entry
     }
     return {"docker.io": hub, **others}
-
-
-def _go_architecture(machine: str) -> str:
-    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)

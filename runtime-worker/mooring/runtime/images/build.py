@@ -109,10 +109,12 @@ def commit_layer(
     chain_id: str,
     lowers: Sequence[str] = (),
     again: bool = False,
+    settled: bool = True,
 ) -> LayerInfo:
     """Move an unpacked layer into the store, above lowers (chain ids, the uppermost first).
 
-    They are there already. A layer that is there as well stays, unless it is made again.
+    They are there already. A layer that is there as well stays, unless it is made again. settled:
+    its blob is on disk then, so that the layer can be unpacked again whatever happens.
     """
     info = LayerInfo(
         chain_id=chain_id,
@@ -129,7 +131,7 @@ def commit_layer(
         store.exchange_layer(layer.built, info)
     else:
         pending.blob(layer.blob.digest, store)
-        store.add_blob(layer.blob.path, layer.blob.digest)
+        store.add_blob(layer.blob.path, layer.blob.digest, settled=settled)
         pending.layer(chain_id)
         store.add_layer(layer.built, info)
     return store.layer_info(chain_id)

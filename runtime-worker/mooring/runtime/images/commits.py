@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FEW, _LITTLE = 200, 8 << 20
-"""Files, and bytes of them."""
+_FEW, _LITTLE = 200, 256 << 20
+"""Files, which take time of this process, and bytes of them, which hardly do."""
 _FROZEN = "frozen"
 """In a job's directory: the id of the container that is paused for it."""
 

@@ -17,7 +17,7 @@ from .compress import Compression
 from .incoming import Blob, Layer
 from .pack import pack
 from .pending import Pending
-from .store import ImageStore, LayerInfo, begin_writeback, chain_id_on
+from .store import ImageStore, LayerInfo, chain_id_on
 from .unpack import Job, Unpacked, start
 
 _USUAL_ROOT = (0, 0, 0o755)
@@ -47,7 +47,9 @@ def layer_from_directory(
     if layer is None:
         return None
     chain_id = chain_id_on(lowers[0] if lowers else "", layer.unpacked.diff_id)
-    return commit_layer(store, Pending(job), layer, chain_id=chain_id, lowers=lowers)
+    # What it was made of is not needed to have it on disk at once: who waits for the image would
+    # wait for the disk, and all of it follows in the background (ImageService).
+    return commit_layer(store, Pending(job), layer, chain_id=chain_id, lowers=lowers, settled=False)
 
 
 def _moved(directory: Path, blob: Path, built: Path, *, with_root: bool) -> Layer | None:
@@ -58,7 +60,6 @@ def _moved(directory: Path, blob: Path, built: Path, *, with_root: bool) -> Laye
             nonlocal size
             digest.update(data)
             _write_all(file.fileno(), data)
-            begin_writeback(file.fileno(), size, len(data))
             size += len(data)
 
         packed = pack(directory, write, upper=True, clean=True, with_root=with_root)
@@ -80,7 +81,6 @@ def _copied(directory: Path, blob: Path, built: Path, *, with_root: bool) -> Lay
             def write(data: bytes) -> None:
                 nonlocal size
                 _write_all(file.fileno(), data)
-                begin_writeback(file.fileno(), size, len(data))
                 size += len(data)
                 child.grown(size)
 

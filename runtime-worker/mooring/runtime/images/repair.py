@@ -34,6 +34,9 @@ def repair(store: ImageStore, job: Path) -> list[str]:
             builder.build([plan])
         except (BadArchive, OSError) as exc:
             logger.error("layer %s cannot be repaired: %s", info.chain_id, exc)
+            if isinstance(exc, BadArchive):
+                # It was not on disk either: it is never sent or saved as what it is not.
+                blob.unlink(missing_ok=True)
             lost.append(info.chain_id)
     return lost
 

@@ -251,7 +251,9 @@ class ImageService:
             try:
                 found = await images()
                 point("runtime.image.stored")
-                return await self._add(found, origin, added)
+                layers = self._new_layers(directory, found)
+                loaded = await self._add(found, origin, added)
+                return loaded.model_copy(update={"layers": layers})
             except Unavailable:
                 # Whether an image was recorded is not known: the next start finds out.
                 self._uncertain.add(directory)
@@ -259,6 +261,15 @@ class ImageService:
             finally:
                 if directory not in self._uncertain:
                     await asyncio.to_thread(self._end, directory, added)
+
+    def _new_layers(self, directory: Path, images: list[dict[str, Any]]) -> dict[str, int]:
+        new = {digest for kind, digest in Pending(directory).entries() if kind == "layer"}
+        return {
+            layer["diff_id"]: self.store.blob(layer["blob"]).stat().st_size
+            for image in images
+            for layer in image["layers"]
+            if layer["chain_id"] in new
+        }
 
     def _clear(self, directory: Path) -> None:
         """What is left of a job; the list of what it added stays as long as that is in doubt."""

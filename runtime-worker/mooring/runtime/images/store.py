@@ -93,15 +93,20 @@ class ImageStore:
         """Where the blob of that digest is, or would be."""
         return self.blobs / hex_of(digest)
 
-    def add_blob(self, file: Path, digest: str) -> None:
-        """Link a file, whose digest was verified while it was written, to its place."""
+    def add_blob(self, file: Path, digest: str, *, settled: bool = True) -> None:
+        """Link a file, whose digest was verified while it was written, to its place.
+
+        settled: it is on disk then; else it gets there with the layer made of it (`unsettled`).
+        """
         target = self.blob(digest)
         if target.exists():
             return
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
+        if settled:
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
         target.hardlink_to(file)
-        _sync_directory(self.blobs)
+        if settled:
+            _sync_directory(self.blobs)
 
     def replace_blob(self, old: str, file: Path, digest: str, compression: str) -> None:
         """Have the layers made of one blob made of another, which unpacks to the same."""

@@ -96,8 +96,6 @@ class ImageRemoved(Done):
 class LoadImages(Request):
     """To a worker: open an upload (kit.streams) of a docker-archive or OCI layout tar."""
 
-    quiet: bool = True
-
 
 class ImportImage(Request):
     """To a worker: open an upload of a root file system tar and make an image of it."""
@@ -115,6 +113,8 @@ class ImagesLoaded(Done):
 
     lines: list[str] = []
     image_ids: list[str] = []
+    layers: dict[str, int] = {}
+    """Layers that were not here before, in their order: bytes of their blobs by diff id."""
 
 
 class PruneImages(Request):
