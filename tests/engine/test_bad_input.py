@@ -80,7 +80,6 @@ def test_names(docker: Engine, name: str) -> None:
         ("POST", "/containers/nope/wait?condition=never", 400, ""),
         ("GET", "/images/nope/json", 404, "No such image: nope:latest"),
         ("POST", "/images/bb/tag?repo=UP&tag=x", 400, "invalid reference format"),
-        ("POST", "/images/create?fromImage=busybox", 501, "pull"),
     ],
 )
 def test_requests(docker: Engine, method: str, path: str, status: int, words: str) -> None:
