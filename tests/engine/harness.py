@@ -101,6 +101,11 @@ class Engine:
         listed = json.loads((self.run / "supervisor.json").read_text())
         return {item["name"]: item["pid"] for item in listed["services"] if item["pid"]}
 
+    def stored(self, service: str) -> int:
+        """How many descriptors the supervisor keeps for a service."""
+        found: int = next(s["stored"] for s in self.status()["services"] if s["name"] == service)
+        return found
+
     def kill(self, service: str) -> int:
         """kill -9 of a service; the pid it had."""
         pid = self.pids()[service]

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from subprocess import PIPE
 
 import pytest
 
@@ -15,8 +16,8 @@ from tests.engine.harness import Engine, engine, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.fault]
 
-COUNT = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
-COUNTED = [str(number) for number in range(40)]
+COUNT = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
+COUNTED = [str(number) for number in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,87 @@ def test_it_works_again_after_the_agent_was_killed(docker: Engine) -> None:
     docker.in_state("one", "exited")
     assert docker.inspect("one")["State"]["ExitCode"] == 7
     assert docker.out("logs", "one").split() == COUNTED
+
+
+def kill_both(docker: Engine, name: str) -> None:
+    """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt."""
+    id_ = docker.inspect(name)["Id"]
+    record = next((docker.run / "shims").glob(f"{id_}.*/shim.json"))
+    killed = json.loads(record.read_text())["shim_pid"]
+    old = docker.kill("shim-agent")
+    os.kill(killed, signal.SIGKILL)
+    docker.back("shim-agent", old)
+    until("another shim", lambda: json.loads(record.read_text())["shim_pid"] != killed)
+
+
+def test_a_shim_and_the_agent_that_die_together_lose_no_byte_and_no_exit_code(
+    docker: Engine,
+) -> None:
+    client = docker.popen("run", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
+    until("output", lambda: docker.out("ps", "-q") and docker.out("logs", "one"))
+    kill_both(docker, "one")
+    kill_both(docker, "one")
+    output, _ = client.communicate(timeout=30)
+    assert output.split() == COUNTED
+    assert client.returncode == 7
+    assert docker.out("logs", "one").split() == COUNTED
+
+
+def test_a_container_that_ends_while_its_shim_and_the_agent_are_gone_keeps_its_exit_code(
+    docker: Engine,
+) -> None:
+    docker.out("run", "-d", "--name", "one", "bb", "sh", "-c", "echo a; sleep 0.4; echo b; exit 7")
+    until("output", lambda: docker.out("logs", "one"))
+    id_ = docker.inspect("one")["Id"]
+    pid = docker.inspect("one")["State"]["Pid"]
+    record = next((docker.run / "shims").glob(f"{id_}.*/shim.json"))
+    stopped = docker.pids()["shim-agent"]
+    # Stopped, it can't adopt before it is killed.
+    os.kill(stopped, signal.SIGSTOP)
+    os.kill(json.loads(record.read_text())["shim_pid"], signal.SIGKILL)
+    until("the end of its init", lambda: not os.path.exists(f"/proc/{pid}"))
+    os.kill(stopped, signal.SIGKILL)
+    docker.back("shim-agent", stopped)
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 7
+    assert docker.out("logs", "one").split() == ["a", "b"]
+
+
+def test_input_ends_though_the_agent_was_killed_after_it_was_closed(docker: Engine) -> None:
+    script = "cat; echo ended; sleep 0.5"
+    client = docker.popen("run", "-i", "--name", "one", "bb", "sh", "-c", script, stdin=PIPE)
+    until("a start", lambda: docker.out("ps", "-q"))
+    kill_both(docker, "one")
+    output, _ = client.communicate("all\n", timeout=30)
+    assert output == "all\nended\n"
+
+
+@pytest.mark.parametrize("kill", [kill_shim, kill_both])
+def test_an_exec_goes_on_at_the_byte_under_another_shim(
+    docker: Engine, kill: Callable[[Engine, str], None]
+) -> None:
+    docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
+    client = docker.popen("exec", "-i", "one", "sh", "-c", f"{COUNT}; cat; exit 9", stdin=PIPE)
+    typing = docker.popen("exec", "-i", "one", "cat", stdin=PIPE)
+    assert client.stdout is not None and typing.stdin is not None and typing.stdout is not None
+    assert client.stdout.readline() == "0\n"
+    typing.stdin.write("before\n")
+    typing.stdin.flush()
+    assert typing.stdout.readline() == "before\n"
+    kill(docker, "one")
+    kill(docker, "one")
+    output, _ = client.communicate("typed\n", timeout=30)
+    assert output.split() == [*COUNTED[1:], "typed"]
+    assert client.returncode == 9
+    output, _ = typing.communicate("after\n", timeout=30)
+    assert output == "after\n"
+    assert typing.returncode == 0
+
+
+def test_nothing_is_kept_for_the_next_agent_of_what_is_over(docker: Engine) -> None:
+    before = docker.stored("shim-agent")
+    docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
+    docker.out("exec", "one", "true")
+    until("one is kept", lambda: docker.stored("shim-agent") == before + 1)
+    docker.out("rm", "-f", "one")
+    until("none is kept", lambda: docker.stored("shim-agent") == before)

@@ -77,9 +77,13 @@ class Service:
         """Whether there is a process manager that could keep descriptors for us."""
         return bool(self._notify_address)
 
-    def store(self, name: str, descriptor: int) -> None:
-        """Keep a descriptor with the process manager: a restarted service finds it in `stored`."""
-        self._notify(f"FDSTORE=1\nFDNAME={name}", descriptor)
+    def store(self, name: str, descriptor: int, *, poll: bool = True) -> None:
+        """Keep a descriptor with the process manager: a restarted service finds it in `stored`.
+
+        poll: only for as long as its other end has not hung up.
+        """
+        more = "" if poll else "\nFDPOLL=0"
+        self._notify(f"FDSTORE=1\nFDNAME={name}{more}", descriptor)
 
     def unstore(self, name: str) -> None:
         """Have the process manager close the descriptors stored by this name."""

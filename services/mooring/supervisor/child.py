@@ -97,7 +97,8 @@ class Child:
         fields = notification.fields
         if "FDSTORE" in fields:
             name = fields.get("FDNAME", "stored")
-            if not self.store.add(name, notification.descriptors):
+            poll = fields.get("FDPOLL") != "0"
+            if not self.store.add(name, notification.descriptors, poll):
                 logger.warning("%s stores too many descriptors, %s refused", self.name, name)
         else:
             for descriptor in notification.descriptors:

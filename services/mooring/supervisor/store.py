@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
 
 CAPACITY = 8192
 """Descriptors of one service; what goes over is refused, that is, closed."""
 
 
 class DescriptorStore:
-    """Descriptors by name, in the order in which they came.
+    """Descriptors by name; of one name in the order in which they came.
 
     One whose other end has hung up is dropped (systemd does the same), told by `poll`.
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[str, int]] = []
+        self._kept: dict[str, list[int]] = {}
+        self._count = 0
         self._epoll = select.epoll()
 
     def fileno(self) -> int:
@@ -25,20 +25,24 @@ class DescriptorStore:
         return self._epoll.fileno()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self._count
 
     def items(self) -> list[tuple[str, int]]:
         """Name and descriptor."""
-        return list(self._kept)
+        return [(name, kept) for name, descriptors in self._kept.items() for kept in descriptors]
 
-    def add(self, name: str, descriptors: list[int]) -> bool:
-        """Keep descriptors (they are ours from now on); False if there is no room."""
-        if len(self._kept) + len(descriptors) > CAPACITY:
+    def add(self, name: str, descriptors: list[int], poll: bool = True) -> bool:
+        """Keep descriptors (they are ours from now on); False if there is no room.
+
+        poll: drop them when they hang up.
+        """
+        if self._count + len(descriptors) > CAPACITY:
             for descriptor in descriptors:
                 os.close(descriptor)
             return False
-        for descriptor in descriptors:
-            self._kept.append((name, descriptor))
+        self._kept.setdefault(name, []).extend(descriptors)
+        self._count += len(descriptors)
+        for descriptor in descriptors if poll else ():
             try:
                 # No events asked for: EPOLLHUP and EPOLLERR are always reported.
                 self._epoll.register(descriptor, 0)
@@ -48,25 +52,30 @@ class DescriptorStore:
 
     def remove(self, name: str) -> None:
         """Close every descriptor of this name."""
-        self._drop(lambda kept: kept[0] == name)
+        for descriptor in self._kept.pop(name, ()):
+            self._close(descriptor)
 
     def poll(self) -> None:
         """Close what has hung up."""
         gone = {descriptor for descriptor, _ in self._epoll.poll(0)}
-        if gone:
-            self._drop(lambda kept: kept[1] in gone)
+        for name in list(self._kept) if gone else ():
+            for descriptor in gone.intersection(self._kept[name]):
+                self._kept[name].remove(descriptor)
+                self._close(descriptor)
+            if not self._kept[name]:
+                del self._kept[name]
 
     def close(self) -> None:
         """Close everything."""
-        self._drop(lambda kept: True)
+        for name in list(self._kept):
+            self.remove(name)
         self._epoll.close()
 
-    def _drop(self, unwanted: Callable[[tuple[str, int]], bool]) -> None:
-        for kept in [kept for kept in self._kept if unwanted(kept)]:
-            self._kept.remove(kept)
-            try:
-                # The service may hold a duplicate: closing ours alone would leave it registered.
-                self._epoll.unregister(kept[1])
-            except (FileNotFoundError, PermissionError):
-                pass
-            os.close(kept[1])
+    def _close(self, descriptor: int) -> None:
+        self._count -= 1
+        try:
+            # The service may hold a duplicate: closing ours alone would leave it registered.
+            self._epoll.unregister(descriptor)
+        except (FileNotFoundError, PermissionError):
+            pass
+        os.close(descriptor)

@@ -47,7 +47,10 @@ def main() -> None:
 
 
 def take_over(directory: str, fds: dict[str, int]) -> Shim:
-    """The shim of a run whose first shim is gone. Raises if another one serves it already."""
+    """The shim of a run whose first shim is gone. Raises if another one serves it already.
+
+    fds: its descriptors by name, and those of its execs as `<name>.<exec>`.
+    """
     from mooring.runtime.oci import container
     from mooring.runtime.oci.linux import prctl
 
@@ -63,9 +66,15 @@ def take_over(directory: str, fds: dict[str, int]) -> Shim:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for fd in fds.values():
         os.set_inheritable(fd, False)
+    execs: dict[str, dict[str, int]] = {}
+    for name in [name for name in fds if "." in name]:
+        stream, _, ident = name.partition(".")
+        execs.setdefault(ident, {})[stream] = fds.pop(name)
     record |= {"shim_pid": os.getpid(), "shim_start": start_time(os.getpid())}
     shim = Shim(container, record, fds)
     shim.take_over(True)
+    for ident, streams in execs.items():
+        shim.take_over_exec(ident, streams)
     write_record("shim.json", record)
     return shim
 

@@ -30,6 +30,7 @@ from .exits import Exits
 from .facts import Facts
 from .health import HealthChecks
 from .joining import Joining
+from .keeping import Keeper, Keeping, Nobody
 from .memory import Memory
 from .output import Outputs
 from .policies import Policies
@@ -45,7 +46,9 @@ from .work import Work
 class Agent:
     """All parts of the agent, joined."""
 
-    def __init__(self, settings: Settings, bus: Bus, work: Work) -> None:
+    def __init__(
+        self, settings: Settings, bus: Bus, work: Work, keeper: Keeper | None = None
+    ) -> None:
         state, run = str(settings.state_dir), str(settings.run_dir)
         self._node = settings.node_id
         self._bus = bus
@@ -56,7 +59,8 @@ class Agent:
         facts = Facts(bus, settings.node_id)
         restarts = Restarts(bus, facts, policies, work)
         self._exits = exits = Exits(facts, policies, restarts, work)
-        self.shims = Shims(state, run, self.containers, exits, work)
+        self._keeping = keeping = Keeping(keeper or Nobody())
+        self.shims = Shims(state, run, self.containers, exits, work, keeping)
         self._health = HealthChecks(facts, work)
         self._memory = Memory(exits)
         self.shims.on_begun = self._begun
@@ -73,6 +77,7 @@ class Agent:
         """Find every run of this host again, then answer."""
         self.shims.listen()
         self.shims.look()
+        self._keeping.forget_rest()
         await self._serve()
         await self._truth.resume()
         self._exits.restarts_known.set()
@@ -128,7 +133,7 @@ async def main(settings: Settings, service: Service) -> None:
     async with Bus.connect(settings, "shim-agent") as bus:
         await bus.ensure_streams()
         async with Work() as work:
-            agent = Agent(settings, bus, work)
+            agent = Agent(settings, bus, work, service)
             try:
                 await agent.start()
                 await service.ready()

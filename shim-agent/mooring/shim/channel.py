@@ -72,7 +72,15 @@ class Channel:
     async def request(self, op: str, data: bytes = b"", **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its answer; the shim's error is raised by its kind."""
         self._serial += 1
-        return await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, data)
+        answer = await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, data)
+        for descriptor in answer.pop("descriptors", ()):
+            os.close(descriptor)
+        return answer
+
+    async def request_with(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Like `request`; what came with the answer is its "descriptors", the caller's to close."""
+        self._serial += 1
+        return await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, b"")
 
     async def _ask(self, id_: object, message: dict[str, Any], data: bytes) -> dict[str, Any]:
         if not self._open:
@@ -179,6 +187,8 @@ class Channel:
             if "event" in message:
                 self._event(self, message)
             elif (answer := self._answers.get(message.get("id"))) and not answer.done():
+                # With the answer: another packet's may come before whoever waits goes on.
+                message["descriptors"] = self.take_descriptors()
                 answer.set_result(message)
         except Exception:
             # A shim that outlived an upgrade may say what this agent does not know.

@@ -133,8 +133,8 @@ class Commands:
                 if run.live:
                     raise
                 return StdinAck(offset=request.offset, closed=True)
-            if answer.get("closed") and not request.exec_id:
-                held.stdin_closed(run)
+            if answer.get("closed"):
+                held.stdin_closed(run, request.exec_id)
             return StdinAck(
                 offset=int(answer.get("offset", request.offset)),
                 closed=bool(answer.get("closed")),

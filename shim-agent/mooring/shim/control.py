@@ -76,14 +76,14 @@ class Connection:
         if (ident := request.get("id")) is not None:
             self.send({"id": ident, "error": error})
 
-    def answer_with(self, request: Fields, fields: Fields, fds: list[int]) -> None:
-        """Answer a request and hand duplicates of descriptors over (at most 253)."""
+    def answer_with(self, request: Fields, fields: Fields, fds: list[int]) -> bool:
+        """Answer a request and hand duplicates of descriptors over (at most 253), if that goes."""
         packet = join({"id": request.get("id"), "ok": True, **fields})
         try:
             send_with(self._socket, packet, fds)
-        except BlockingIOError:
-            text = "the connection has no room for descriptors"
-            self.refuse(request, {"kind": "unavailable", "message": text})
+        except OSError:
+            return False  # No room for it; or the peer is gone, whose end is seen by the loop.
+        return True
 
     def close(self) -> None:
         """Close it; packets still queued are dropped."""

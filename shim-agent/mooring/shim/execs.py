@@ -76,14 +76,44 @@ class Exec:
         self.pid, self.pidfd = pid, fds["pidfd"]
         self.master = fds.get("master", -1)
         fds = {**streams.ours, **fds}
-        self.input = open_input(self._loop, fds, wants_input, True)
+        self.input = open_input(self._loop, fds, wants_input, True, self.marker)
         record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
-        record |= {"started_ns": time_ns(), "tty": self.tty}
+        record |= {"started_ns": time_ns(), "tty": self.tty, "stdin": wants_input}
         write_record(f"{self.directory}/exec.json", record)
         if self.recorder is not None:
             record_streams(self.recorder, fds)
             self.recorder.start()
         self._loop.watch(self.pidfd, READ, self._exited)
+
+    def take_over(self, record: dict[str, Any], fds: dict[str, int]) -> None:
+        """Go on with what a shim began that is no more."""
+        self.pid, self.pidfd = record["pid"], fds["pidfd"]
+        self.master = fds.get("master", -1)
+        self.input = open_input(self._loop, fds, record["stdin"], True, self.marker)
+        if "stdout" in fds or "stderr" in fds or "outlet" in fds:
+            log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
+            self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
+            record_streams(self.recorder, fds)
+            self.recorder.mend()
+            self.recorder.start()
+        self.announce({"pid": self.pid})
+        self._loop.watch(self.pidfd, READ, self._exited)
+
+    def descriptors(self) -> dict[str, int]:
+        """What a successor would need to go on with it."""
+        fds = {"pidfd": self.pidfd} if self.pidfd >= 0 else {}
+        if fds and self.recorder is not None:
+            fds |= self.recorder.descriptors()
+        if fds and self.master >= 0:
+            fds["master"] = self.master
+        elif fds and self.input.fd >= 0:
+            fds["stdin"] = self.input.fd
+        return fds
+
+    @property
+    def marker(self) -> str:
+        """The file that says that its stdin is closed."""
+        return f"{self.directory}/stdin.closed"
 
     def when_started(self, callback: Callable[[dict[str, Any]], None]) -> None:
         """Call back with the result of its start, now or as soon as it is known."""

@@ -80,6 +80,7 @@ class Exits:
         entry.started = entry.finished = True
         entry.exit_code = exit_code
         entry.pid = pid or entry.pid
+        held.drop_exec(run, entry)
         run.container.changed.fire()
         entry.watch.fire()
         if id_.startswith(HEALTH_PREFIX):
@@ -99,6 +100,7 @@ class Exits:
         if entry.published:
             return
         entry.published = entry.started = entry.finished = True
+        held.drop_exec(run, entry)
         self._work.start(self._forget_exec(run, id_, entry), name=f"forget {id_}")
 
     def out_of_memory(self, run: Run, kills: int) -> None:

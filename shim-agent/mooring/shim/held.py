@@ -10,7 +10,8 @@ from typing import Any
 
 import mooring
 
-from .runs import Run
+from .keeping import Key
+from .runs import Exec, Run
 
 logger = logging.getLogger(__name__)
 
@@ -20,34 +21,104 @@ _NAMES = frozenset({"pidfd", "listener", "stdin", "stdout", "stderr", "outlet", 
 
 def take(run: Run, fields: dict[str, Any], descriptors: list[int]) -> None:
     """Keep what came with a hello or an answer, in place of what was kept before."""
-    named = dict(zip(fields.get("names") or (), descriptors, strict=False))
+    named = _named(fields, descriptors)
+    if not named:
+        return
+    if run.stdin_closed and (stdin := named.pop("stdin", None)) is not None:
+        os.close(stdin)
+    if run.pidfd >= 0:
+        named.setdefault("pidfd", run.pidfd)
+    same = run.kept and {**run.held, "pidfd": 0}.keys() == named.keys()
+    if named["pidfd"] != run.pidfd and run.pidfd >= 0:
+        os.close(run.pidfd)
+    _close(run.held)
+    if not same:
+        key = Key(run.container.id, run.number)
+        run.kept = run.keeping.keep(key, named, run.kept)
+    run.pidfd = named.pop("pidfd", -1)
+    run.held = named
+
+
+def take_exec(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> None:
+    """The same of an exec."""
+    entry, named = run.exec(id_), _named(fields, descriptors)
+    if not named:
+        return
+    if entry.finished:
+        _close(named)
+        return
+    _close(entry.held)
+    if entry.stdin_closed and (stdin := named.pop("stdin", None)) is not None:
+        os.close(stdin)
+    entry.held = named
+    entry.kept = run.keeping.keep(Key(run.container.id, run.number, id_), named, entry.kept)
+
+
+def find(run: Run) -> None:
+    """Take what an agent before this one held of a run and its execs."""
+    key = Key(run.container.id, run.number)
+    kept, named = run.keeping.take(key)
+    if named:
+        run.kept, run.held = kept, named
+        run.pidfd = named.pop("pidfd", -1)
+        if os.path.exists(f"{run.directory}/stdin.closed"):
+            stdin_closed(run)
+    for id_ in run.keeping.execs(*key[:2]):
+        kept, named = run.keeping.take(key._replace(exec=id_))
+        if not os.path.exists(f"{run.directory}/execs/{id_}/exec.json"):
+            # It ended and was forgotten.
+            run.keeping.drop(kept)
+            _close(named)
+            continue
+        entry = run.exec(id_)
+        entry.kept, entry.held, entry.started = kept, named, True
+        if os.path.exists(f"{run.directory}/execs/{id_}/stdin.closed"):
+            stdin_closed(run, id_)
+
+
+def stdin_closed(run: Run, exec_id: str = "") -> None:
+    """It is to see the end of its stdin: nobody may hold its write end any more."""
+    holder = run.exec(exec_id) if exec_id else run
+    holder.stdin_closed = True
+    if (stdin := holder.held.pop("stdin", None)) is None:
+        return
+    os.close(stdin)
+    if holder.kept:
+        key = Key(run.container.id, run.number, exec_id)
+        rest = holder.held if exec_id else {**holder.held, "pidfd": run.pidfd}
+        holder.kept = run.keeping.keep(key, rest, holder.kept)
+
+
+def drop(run: Run) -> None:
+    """Close what is held of a run that is over, and of its execs."""
+    _close(run.held)
+    run.keeping.drop(run.kept)
+    run.kept = ""
+    for entry in run.execs.values():
+        drop_exec(run, entry)
+
+
+def drop_exec(run: Run, entry: Exec) -> None:
+    """Close what is held of an exec that is over."""
+    _close(entry.held)
+    run.keeping.drop(entry.kept)
+    entry.kept = ""
+
+
+def _named(fields: dict[str, Any], descriptors: list[int]) -> dict[str, int]:
+    names = fields.get("names") or ()
+    named = dict(zip(names, descriptors, strict=False))
     for descriptor in descriptors[len(named) :]:
         os.close(descriptor)
     for name in [name for name in named if name not in _NAMES]:
         os.close(named.pop(name))
-    if not named:
-        return
-    drop(run)
-    run.held = named
-    if run.stdin_closed:
-        drop(run, "stdin")
-    if "pidfd" in named:
-        if run.pidfd >= 0:
-            os.close(run.pidfd)
-        run.pidfd = named.pop("pidfd")
+    return named
 
 
-def stdin_closed(run: Run) -> None:
-    """The container is to see the end of its stdin: nobody may hold its write end any more."""
-    run.stdin_closed = True
-    drop(run, "stdin")
-
-
-def drop(run: Run, name: str = "") -> None:
-    """Close what is held of a run (or one of it)."""
-    for held in [name] if name else list(run.held):
-        if (descriptor := run.held.pop(held, None)) is not None:
-            os.close(descriptor)
+def _close(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+    held.clear()
 
 
 async def adopt(run: Run) -> bool:
@@ -55,6 +126,9 @@ async def adopt(run: Run) -> bool:
     if "listener" not in run.held or run.pidfd < 0:
         return False
     named = {**run.held, "pidfd": run.pidfd}
+    for id_, entry in run.execs.items():
+        if not entry.finished:
+            named |= {f"{name}.{id_}": descriptor for name, descriptor in entry.held.items()}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",

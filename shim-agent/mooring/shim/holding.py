@@ -11,6 +11,9 @@ from mooring.kit.errors import EngineError
 
 from .runs import Container
 
+ABANDONED = 1 << 62
+"""An offset beyond any log: nobody reads this exec any more."""
+
 
 def readers(container: Container) -> dict[str, int]:
     """The attached readers of a container's log, and from where on each needs it."""

@@ -11,7 +11,7 @@ from mooring.kit.errors import Conflict, EngineError, InvalidParameter
 from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import HostExec
 
-from . import accounts
+from . import accounts, held
 from .accounts import Account
 from .channel import ShimRefused
 from .exits import Exits
@@ -73,8 +73,9 @@ class Joining:
             process = json.load(file)["process"]
         size = [request.rows, request.columns] if request.rows and request.columns else None
         channel = await run.reach()
-        return await channel.request(
+        answer = await channel.request_with(
             "exec",
+            hold=True,
             exec=request.exec_id,
             process=_described(process, request.config, run.record.init.pid),
             tty=request.config.tty,
@@ -82,6 +83,8 @@ class Joining:
             output=request.attach,
             console_size=size,
         )
+        held.take_exec(run, request.exec_id, answer, answer["descriptors"])
+        return answer
 
 
 def _described(process: dict[str, Any], config: ExecConfig, init_pid: int) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from os import kill as send_signal
 
 from .execs import Exec
-from .frames import STDERR
 from .processes import resize
 from .rawsignal import SIGKILL, pidfd_send_signal
+from .record import remove_tree
 from .stdin import Busy, Gap
 from .warm import shared
 
@@ -98,14 +98,17 @@ def _resume(shim: Shim, connection: Connection, request: Request, raw: bytes) ->
 
 def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     ident = request["exec"]
-    if not ident or "/" in ident or ident in (".", ".."):
+    if not _is_exec(ident):
         raise Refusal("invalid_parameter", f"not an exec id: {ident}")
 
     def answer(result: dict[str, Any]) -> None:
-        if "error" in result:
+        if entry is None or "error" in result:
             connection.refuse(request, result["error"])
         else:
-            connection.answer(request, result)
+            fds = entry.descriptors() if request.get("hold") else {}
+            more = {**result, "names": list(fds)}
+            if not connection.answer_with(request, more, list(fds.values())):
+                connection.answer(request, result)
 
     entry = shim.execs.get(ident)
     if entry is None:
@@ -138,6 +141,9 @@ def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: byte
             raise Refusal("conflict", f"exec {entry.id} is running")
         del shim.execs[entry.id]
         entry.discard()
+    elif _is_exec(request["exec"]):
+        # It ended under a shim that was killed.
+        remove_tree(f"execs/{request['exec']}")
     connection.answer(request)
 
 
@@ -155,16 +161,19 @@ def _update(shim: Shim, connection: Connection, request: Request, raw: bytes) ->
 
 
 def _descriptors(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    fds = {"pidfd": shim.pidfd, "listener": shim.listener.fd}
-    for output in shim.recorder.outputs:
-        if output.master >= 0:
-            fds |= {"outlet": output.fd, "inlet": output.inlet, "master": output.master}
-        elif output.fd >= 0:
-            fds["stderr" if output.stream == STDERR else "stdout"] = output.fd
-    if shim.input.fd >= 0 and shim.master < 0:
-        fds["stdin"] = shim.input.fd
-    held = shared(fds)
-    connection.answer_with(request, {"names": list(held)}, list(held.values()))
+    if request.get("exec"):
+        held = _exec(shim, request["exec"]).descriptors()
+    else:
+        fds = {"pidfd": shim.pidfd, "listener": shim.listener.fd, **shim.recorder.descriptors()}
+        if shim.input.fd >= 0 and shim.master < 0:
+            fds["stdin"] = shim.input.fd
+        held = shared(fds)
+    if not connection.answer_with(request, {"names": list(held)}, list(held.values())):
+        raise Refusal("unavailable", "the connection has no room for descriptors")
+
+
+def _is_exec(ident: str) -> bool:
+    return bool(ident) and "/" not in ident and ident not in (".", "..")
 
 
 def _exec(shim: Shim, ident: str) -> Exec:

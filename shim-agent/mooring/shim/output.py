@@ -25,8 +25,6 @@ PIN_EVERY = 1 << 20
 """Bytes that an attached reader goes on before what it has read is given up."""
 TRIM_BEHIND = 2 << 20
 """Bytes that are kept for a reader that resumes: more than a stream has in flight."""
-ABANDONED = 1 << 62
-"""An offset beyond any log: nobody reads this exec any more."""
 EXEC_SECONDS = 30.0
 """How long a stream waits for its exec to be started."""
 REOPEN_SECONDS = 30.0
@@ -287,7 +285,7 @@ async def _abandon(run: Run, id_: str, entry: Exec) -> None:
                 await run.container.changed.wait()
     except TimeoutError:
         if run.channel is not None:
-            run.channel.tell("exec_trim", exec=id_, offset=ABANDONED)
+            run.channel.tell("exec_trim", exec=id_, offset=holding.ABANDONED)
             entry.read = True
 
 

@@ -70,11 +70,13 @@ def record_streams(recorder: Recorder, fds: dict[str, int]) -> None:
         recorder.add(STDERR, fds["stderr"])
 
 
-def open_input(loop: Loop, fds: dict[str, int], wants_input: bool, once: bool) -> Input:
+def open_input(
+    loop: Loop, fds: dict[str, int], wants_input: bool, once: bool, marker: str
+) -> Input:
     """The input that clients write to: a pipe, or the terminal."""
     if wants_input and "master" in fds:
         return Input(loop, os.dup(fds["master"]), once)
-    return Input(loop, fds.get("stdin", -1), once)
+    return Input(loop, fds.get("stdin", -1), once, marker)
 
 
 def set_nonblocking(fd: int) -> None:

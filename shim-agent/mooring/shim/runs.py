@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from mooring.kit.errors import Conflict, NotFound, Unavailable
 
 from .channel import Channel
+from .keeping import Keeping
 from .rundir import ExitRecord, ShimRecord
 
 if TYPE_CHECKING:
@@ -110,11 +111,14 @@ class Exec:
         "error",
         "exit_code",
         "finished",
+        "held",
+        "kept",
         "pid",
         "published",
         "read",
         "readers",
         "started",
+        "stdin_closed",
         "watch",
     )
 
@@ -129,6 +133,11 @@ class Exec:
         """Streams of its output that are open."""
         self.read = False
         """Its output was read to the end, or nobody ever will."""
+        self.held: dict[str, int] = {}
+        """Duplicates of what its shim holds of it, by name; see held.py."""
+        self.kept = ""
+        """The name that the process manager has them by as well."""
+        self.stdin_closed = False
         self.watch = Watch(run, id_)
 
 
@@ -143,6 +152,8 @@ class Run:
         "execs",
         "exit",
         "held",
+        "keeping",
+        "kept",
         "number",
         "orphans",
         "paused",
@@ -155,8 +166,9 @@ class Run:
         "watch",
     )
 
-    def __init__(self, container: Container, number: int, directory: str) -> None:
+    def __init__(self, container: Container, number: int, directory: str, keeping: Keeping) -> None:
         self.container = container
+        self.keeping = keeping
         self.number = number
         self.directory = directory
         self.record: ShimRecord | None = None
@@ -171,6 +183,8 @@ class Run:
         """Of init, while there is no exit record: the kernel's word should the shim be killed."""
         self.held: dict[str, int] = {}
         """Duplicates of what its shim holds, by name; see held.py."""
+        self.kept = ""
+        """The name that the process manager has them by as well."""
         self.stdin_closed = False
         self.execs: dict[str, Exec] = {}
         self.ended_execs: deque[str] = deque(maxlen=256)

@@ -80,11 +80,9 @@ class Shim:
         log = LogWriter(record["log_dir"], record["log_max_size"], record["log_max_files"])
         self.recorder = Recorder(self.loop, log)
         record_streams(self.recorder, fds)
-        for output in self.recorder.outputs:
-            if output.stream == log.torn:
-                log.complete(output.fd)
-        log.cut()
-        self.input = open_input(self.loop, fds, record["stdin"], bool(record["stdin_once"]))
+        self.recorder.mend()
+        once = bool(record["stdin_once"])
+        self.input = open_input(self.loop, fds, record["stdin"], once, "stdin.closed")
         self.recorder.start()
         self.loop.watch(fds["pidfd"], READ, self._init_exited)
         self.listener = Listener(self.loop, fds["listener"], self._handle, self._disconnected)
@@ -95,6 +93,18 @@ class Shim:
             self.loop.later(_ORPHANS_SECONDS, self._bury_orphans)
         if not running:
             self._finish_start()
+
+    def take_over_exec(self, ident: str, fds: dict[str, int]) -> None:
+        """Go on with an exec of a shim that was killed."""
+        try:
+            record = parse(read(f"execs/{ident}/exec.json"))
+        except FileNotFoundError:
+            return  # It ended before that shim did, and was forgotten.
+        if any(os.path.exists(f"execs/{ident}/exit.{kind}") for kind in ("json", "acked")):
+            return
+        entry = Exec(self.loop, ident, bool(record["tty"]), self.exec_ended)
+        self.execs[ident] = entry
+        entry.take_over(record, fds)
 
     def _finish_start(self) -> None:
         """Who made the container was killed at it: go on with it, or undo it."""

@@ -19,6 +19,7 @@ from mooring.kit.errors import EngineError, Unavailable
 from . import held, holding, orphans, rundir
 from .channel import Channel
 from .exits import HEALTH_PREFIX, Exits
+from .keeping import Keeping
 from .record import remove_tree
 from .rundir import ExitRecord, Process, ShimRecord
 from .runs import Container, Containers, Run
@@ -38,7 +39,13 @@ class Shims:
     """Every shim of this host, connected or not."""
 
     def __init__(
-        self, state_dir: str, run_dir: str, containers: Containers, exits: Exits, work: Work
+        self,
+        state_dir: str,
+        run_dir: str,
+        containers: Containers,
+        exits: Exits,
+        work: Work,
+        keeping: Keeping,
     ) -> None:
         self._run_dir = run_dir
         self._directory = f"{run_dir}/shims"
@@ -46,8 +53,9 @@ class Shims:
         self._containers = containers
         self._exits = exits
         self._work = work
+        self._keeping = keeping
         self._connected: dict[Channel, Run] = {}
-        self._listener: socket.socket | None = None
+        self._listeners: list[socket.socket] = []
         self.on_begun: Callable[[Run], None] = lambda run: None
         """Called for every run that has begun or was found again."""
         self.on_ended: Callable[[Run], None] = lambda run: None
@@ -64,15 +72,17 @@ class Shims:
             listener.listen(BACKLOG)
             # Renamed once it listens: a shim never meets a socket that refuses it.
             os.rename(f"{short}/agent.sock.new", f"{short}/agent.sock")
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+        # At those of agents before there may be shims that nobody has heard yet.
+        self._listeners = [*self._keeping.listener(listener), listener]
+        for each in self._listeners:
+            asyncio.get_running_loop().add_reader(each.fileno(), self._accept, each)
 
     def close(self) -> None:
         """Stop listening and let all shims go; they live on."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
         connected, self._connected = self._connected, {}
         for channel in connected:
             channel.close()
@@ -115,14 +125,14 @@ class Shims:
         container = self._containers.get(id_)
         run = container.runs.get(number)
         if run is None:
-            run = container.runs[number] = Run(container, number, directory)
+            run = container.runs[number] = Run(container, number, directory, self._keeping)
+            held.find(run)
         return run
 
-    def _accept(self) -> None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(64):
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as exc:
@@ -156,21 +166,26 @@ class Shims:
         finally:
             asking.cancel()
         self._hello(channel, hello)
-        if run.channel is channel and not run.held:
+        if run.channel is channel:
             self._work.start(self._hold(run, channel), name=f"hold {run.container.id}")
         return True
 
     async def _hold(self, run: Run, channel: Channel) -> None:
         """Get duplicates of what a shim holds that said hello to an agent before this one."""
         try:
-            answer = await channel.request("descriptors")
+            if not run.held:
+                answer = await channel.request_with("descriptors")
+                held.take(run, answer, answer["descriptors"])
+            for id_, entry in tuple(run.execs.items()):
+                if not entry.held and not entry.finished and not id_.startswith(HEALTH_PREFIX):
+                    answer = await channel.request_with("descriptors", exec=id_)
+                    held.take_exec(run, id_, answer, answer["descriptors"])
         except EngineError as exc:
             logger.warning(
                 "container %s: nothing to replace its shim with: %s", run.container.id, exc
             )
-            return
-        if run.live:
-            held.take(run, answer, channel.take_descriptors())
+        if not run.live:
+            held.drop(run)
 
     def _event(self, channel: Channel, message: dict[str, Any]) -> None:
         run = self._connected.get(channel)
@@ -213,6 +228,9 @@ class Shims:
             entry = run.exec(str(known["exec"]))
             entry.pid = int(known["pid"])
             entry.started = True
+            if entry.read and not entry.finished:
+                # Nobody will read what it prints; a shim that took over does not know.
+                channel.tell("exec_trim", exec=str(known["exec"]), offset=holding.ABANDONED)
         self._look_for_execs(run, {str(known["exec"]) for known in execs})
         run.changed()
         self.on_begun(run)

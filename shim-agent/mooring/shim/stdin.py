@@ -35,12 +35,14 @@ class Input:
     A pty is never closed this way: it has one descriptor for both directions.
     """
 
-    __slots__ = ("_chunks", "_fd", "_loop", "_once", "_sessions")
+    __slots__ = ("_chunks", "_fd", "_loop", "_marker", "_once", "_sessions")
 
-    def __init__(self, loop: Loop, fd: int, once: bool) -> None:
+    def __init__(self, loop: Loop, fd: int, once: bool, marker: str = "") -> None:
+        """marker: a file that is made before the end of a session closes the input."""
         self._loop = loop
         self._fd = fd
         self._once = once
+        self._marker = marker
         self._sessions: dict[str, int] = {}
         self._chunks: list[tuple[str, int, bytes, bool, Answer]] = []
         if fd >= 0:
@@ -104,6 +106,9 @@ class Input:
                     continue
             del self._chunks[0]
             if eof and self._once:
+                if self._marker and self._fd >= 0:
+                    # An agent started after this holds a duplicate, and is to let it go.
+                    os.close(os.open(self._marker, os.O_WRONLY | os.O_CREAT, 0o600))
                 self.close()
             answer(have, self._fd < 0)
         if self._fd >= 0:

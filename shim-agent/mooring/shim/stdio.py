@@ -7,6 +7,7 @@ from errno import EIO
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
 from time import monotonic, sleep
 
+from .frames import STDERR
 from .log import LogWriter
 from .loop import EDGE, GONE, READ, Loop
 
@@ -73,6 +74,24 @@ class Recorder:
         self.error = None
         for output in self.outputs:
             output.watch()
+
+    def mend(self) -> None:
+        """A frame that another shim was killed at: what is missing of it is still in its pipe."""
+        log = self.log
+        for output in self.outputs:
+            if output.stream == log.torn:
+                log.complete(output.fd)
+        log.cut()
+
+    def descriptors(self) -> dict[str, int]:
+        """What a successor would need to go on reading."""
+        fds: dict[str, int] = {}
+        for output in self.outputs:
+            if output.master >= 0:
+                fds |= {"outlet": output.fd, "inlet": output.inlet, "master": output.master}
+            elif output.fd >= 0:
+                fds["stderr" if output.stream == STDERR else "stdout"] = output.fd
+        return fds
 
     def arm(self, after: int, connection: Connection) -> None:
         """Tell `connection` once, as soon as the log's end is beyond `after`."""
