@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import select
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mooring.shim.staging import FIONREAD
 
 from .harness import PYTHON, ROOT, Client, Container, Launcher, alive, eventually, everything
 
@@ -44,6 +48,10 @@ class Adopter:
         command = [PYTHON, "-I", "-S", "-c", code, str(self.container.directory), *pairs]
         subprocess.run(command, pass_fds=list(self.held.values()), check=True, timeout=30)
         return shim_of(self.container)
+
+    def let_go(self, name: str) -> None:
+        """Hold this no longer, as when a stdin is closed."""
+        os.close(self.held.pop(name))
 
     def close(self) -> None:
         for fd in self.held.values():
@@ -232,3 +240,57 @@ def test_a_full_disk_blocks_the_container_and_loses_nothing(
             assert container.output() == expected
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_input_that_is_sent_again_after_a_kill_is_written_once(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    with Container(launcher, tmp_path, ["cat"], stdin=True, stdin_once=True) as container:
+        client = container.client()
+        client.ask("stdin", b"one\n", session="a", offset=0)
+        client.ask("stdin", b"two\n", session="b", offset=0)
+        adopter = Adopter(container)
+        client.close()
+        sigkill(container.shim)
+        adopter.replace()
+        client = container.client()
+        assert client.ask("stdin", b"one\nmore\n", session="a", offset=0)["offset"] == 9
+        adopter.let_go("stdin")
+        assert client.ask("stdin", b"two\n", session="b", offset=0, eof=True)["closed"]
+        eventually(lambda: ended(container))
+        assert container.output() == b"one\ntwo\nmore\n"
+        client.close()
+        adopter.close()
+
+
+def test_input_on_its_way_when_the_shim_is_killed_arrives_once(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    script = f"while [ ! -e {go} ]; do sleep 0.02; done; cat"
+    data = b"".join(b"%07d\n" % number for number in range(16 << 10))
+    with Container(
+        launcher, tmp_path, ["sh", "-c", script], stdin=True, stdin_once=True
+    ) as container:
+        client = container.client()
+        client.ask("stdin", b"begin\n", session="a", offset=0)
+        adopter = Adopter(container)
+        # More than pipes hold: it is not answered before it is read.
+        client.tell("stdin", data, session="a", offset=6)
+        eventually(lambda: available(adopter.held["stage_out"]) > 0)
+        client.close()
+        sigkill(container.shim)
+        adopter.replace()
+        adopter.let_go("stdin")
+        go.touch()
+        client = container.client()
+        assert client.ask("stdin", data, session="a", offset=6, eof=True)["closed"]
+        eventually(lambda: ended(container))
+        assert container.output() == b"begin\n" + data
+        client.close()
+        adopter.close()
+
+
+def available(fd: int) -> int:
+    found: int = struct.unpack("i", fcntl.ioctl(fd, FIONREAD, bytes(4)))[0]
+    return found

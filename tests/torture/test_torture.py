@@ -18,7 +18,6 @@ def test_nothing_is_lost_doubled_or_left_behind() -> None:
     seconds = float(os.environ.get("MOORING_TORTURE_SECONDS", "60"))
     seed = int(os.environ.get("MOORING_TEST_SEED", time.time_ns() % 100_000))
     with engine() as made:
-        # Shims too by hand: an exec whose shim is killed still ends with it.
-        report = torture(made, seconds, 1, seed, shims=False)
+        report = torture(made, seconds, 1, seed, shims=True)
         assert not report.wrong, f"{report}\n{made.logs()[-5000:]}"
     assert all(report.done[kind] for kind in ("follow", "attach", "exec"))

@@ -122,6 +122,7 @@ class Commands:
                 "session": request.session,
                 "offset": request.offset,
                 "eof": request.eof,
+                "hold": True,
             }
             if request.exec_id:
                 await self._exec_started(run, request.exec_id)

@@ -78,7 +78,11 @@ class Connection:
 
     def answer_with(self, request: Fields, fields: Fields, fds: list[int]) -> bool:
         """Answer a request and hand duplicates of descriptors over (at most 253), if that goes."""
-        packet = join({"id": request.get("id"), "ok": True, **fields})
+        return self.send_with({"id": request.get("id"), "ok": True, **fields}, fds)
+
+    def send_with(self, head: Fields, fds: list[int]) -> bool:
+        """Send a packet and hand duplicates of descriptors over (at most 253), if that goes."""
+        packet = join(head)
         try:
             send_with(self._socket, packet, fds)
         except OSError:

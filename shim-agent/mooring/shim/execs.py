@@ -76,7 +76,7 @@ class Exec:
         self.pid, self.pidfd = pid, fds["pidfd"]
         self.master = fds.get("master", -1)
         fds = {**streams.ours, **fds}
-        self.input = open_input(self._loop, fds, wants_input, True, self.marker)
+        self.input = open_input(self._loop, fds, wants_input, True, self.directory)
         record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
         record |= {"started_ns": time_ns(), "tty": self.tty, "stdin": wants_input}
         write_record(f"{self.directory}/exec.json", record)
@@ -89,7 +89,7 @@ class Exec:
         """Go on with what a shim began that is no more."""
         self.pid, self.pidfd = record["pid"], fds["pidfd"]
         self.master = fds.get("master", -1)
-        self.input = open_input(self._loop, fds, record["stdin"], True, self.marker)
+        self.input = open_input(self._loop, fds, record["stdin"], True, self.directory)
         if "stdout" in fds or "stderr" in fds or "outlet" in fds:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
             self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
@@ -104,16 +104,13 @@ class Exec:
         fds = {"pidfd": self.pidfd} if self.pidfd >= 0 else {}
         if fds and self.recorder is not None:
             fds |= self.recorder.descriptors()
+        if fds:
+            fds |= self.input.descriptors()
         if fds and self.master >= 0:
+            # Its own descriptor of the terminal is one too many.
+            fds.pop("stdin", None)
             fds["master"] = self.master
-        elif fds and self.input.fd >= 0:
-            fds["stdin"] = self.input.fd
         return fds
-
-    @property
-    def marker(self) -> str:
-        """The file that says that its stdin is closed."""
-        return f"{self.directory}/stdin.closed"
 
     def when_started(self, callback: Callable[[dict[str, Any]], None]) -> None:
         """Call back with the result of its start, now or as soon as it is known."""

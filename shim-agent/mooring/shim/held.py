@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 ADOPTION_SECONDS = 20.0
 _NAMES = frozenset({"pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master"})
+_NAMES |= {"stage_in", "stage_out"}
 
 
 def take(run: Run, fields: dict[str, Any], descriptors: list[int]) -> None:
@@ -54,6 +55,18 @@ def take_exec(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]
     entry.kept = run.keeping.keep(Key(run.container.id, run.number, id_), named, entry.kept)
 
 
+def add(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> None:
+    """More of a run, or of an exec of it (`id_`), than what came before."""
+    named = _named(fields, descriptors)
+    holder = run.exec(id_) if id_ else run
+    if not holder.held or not named:
+        _close(named)
+        return
+    _close({name: holder.held.pop(name) for name in named if name in holder.held})
+    holder.held |= named
+    _keep(run, id_)
+
+
 def find(run: Run) -> None:
     """Take what an agent before this one held of a run and its execs."""
     key = Key(run.container.id, run.number)
@@ -84,9 +97,7 @@ def stdin_closed(run: Run, exec_id: str = "") -> None:
         return
     os.close(stdin)
     if holder.kept:
-        key = Key(run.container.id, run.number, exec_id)
-        rest = holder.held if exec_id else {**holder.held, "pidfd": run.pidfd}
-        holder.kept = run.keeping.keep(key, rest, holder.kept)
+        _keep(run, exec_id)
 
 
 def drop(run: Run) -> None:
@@ -103,6 +114,13 @@ def drop_exec(run: Run, entry: Exec) -> None:
     _close(entry.held)
     run.keeping.drop(entry.kept)
     entry.kept = ""
+
+
+def _keep(run: Run, exec_id: str) -> None:
+    holder = run.exec(exec_id) if exec_id else run
+    key = Key(run.container.id, run.number, exec_id)
+    named = holder.held if exec_id else {**holder.held, "pidfd": run.pidfd}
+    holder.kept = run.keeping.keep(key, named, holder.kept)
 
 
 def _named(fields: dict[str, Any], descriptors: list[int]) -> dict[str, int]:

@@ -45,6 +45,11 @@ def _watch_log(shim: Shim, connection: Connection, request: Request, raw: bytes)
 def _stdin(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     stdin: Input = _exec(shim, request["exec"]).input if request.get("exec") else shim.input
 
+    if request.get("hold") and (fds := stdin.stage()):
+        # Before a byte is in it: whoever holds the rest is to hold this too.
+        event = {"event": "held", "exec": request.get("exec") or "", "names": list(fds)}
+        connection.send_with(event, list(fds.values()))
+
     def answer(offset: int, closed: bool) -> None:
         connection.answer(request, {"offset": offset, "closed": closed})
 
@@ -165,8 +170,9 @@ def _descriptors(shim: Shim, connection: Connection, request: Request, raw: byte
         held = _exec(shim, request["exec"]).descriptors()
     else:
         fds = {"pidfd": shim.pidfd, "listener": shim.listener.fd, **shim.recorder.descriptors()}
-        if shim.input.fd >= 0 and shim.master < 0:
-            fds["stdin"] = shim.input.fd
+        fds |= shim.input.descriptors()
+        if shim.master >= 0:
+            fds.pop("stdin", None)
         held = shared(fds)
     if not connection.answer_with(request, {"names": list(held)}, list(held.values())):
         raise Refusal("unavailable", "the connection has no room for descriptors")

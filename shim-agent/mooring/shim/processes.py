@@ -71,12 +71,12 @@ def record_streams(recorder: Recorder, fds: dict[str, int]) -> None:
 
 
 def open_input(
-    loop: Loop, fds: dict[str, int], wants_input: bool, once: bool, marker: str
+    loop: Loop, fds: dict[str, int], wants_input: bool, once: bool, directory: str
 ) -> Input:
     """The input that clients write to: a pipe, or the terminal."""
     if wants_input and "master" in fds:
-        return Input(loop, os.dup(fds["master"]), once)
-    return Input(loop, fds.get("stdin", -1), once, marker)
+        return Input(loop, os.dup(fds["master"]), once, directory, fds)
+    return Input(loop, fds.get("stdin", -1), once, directory, fds)
 
 
 def set_nonblocking(fd: int) -> None:

@@ -112,7 +112,7 @@ def _record(number: int) -> None:
     recorder = Recorder(loop, log)
     streams = Streams(tty=False, wants_input=True, wants_output=True)
     record_streams(recorder, streams.ours)
-    stdin = open_input(loop, streams.ours, True, True, "")
+    stdin = open_input(loop, streams.ours, True, True, ".")
     recorder.start()
     os.write(streams.child[1], b"line\n")
     streams.close_child()

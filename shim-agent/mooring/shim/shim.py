@@ -82,7 +82,7 @@ class Shim:
         record_streams(self.recorder, fds)
         self.recorder.mend()
         once = bool(record["stdin_once"])
-        self.input = open_input(self.loop, fds, record["stdin"], once, "stdin.closed")
+        self.input = open_input(self.loop, fds, record["stdin"], once, ".")
         self.recorder.start()
         self.loop.watch(fds["pidfd"], READ, self._init_exited)
         self.listener = Listener(self.loop, fds["listener"], self._handle, self._disconnected)

@@ -199,6 +199,8 @@ class Shims:
                     holding.tell(run.container)
             case _ if run is None:
                 return
+            case "held":
+                held.add(run, str(message["exec"]), message, channel.take_descriptors())
             case "log":
                 entry = run.execs.get(message["exec"]) if message.get("exec") else None
                 (entry.watch if entry else run.watch).fire(int(message["end"]))

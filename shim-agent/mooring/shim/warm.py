@@ -57,7 +57,10 @@ KEPT = (
 """What shim.json repeats of the start command: all that another shim needs to take over."""
 
 WAKING = ("stdout", "stderr", "master", "pidfd", "listener", "agent")
-_SHARED = ("pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master")
+_SHARED = (
+    *("pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master"),
+    *("stage_in", "stage_out"),
+)
 
 
 class Start:
