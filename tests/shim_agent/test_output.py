@@ -18,11 +18,11 @@ from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import ExecExited, HostContainer, HostExec, OpenStream
 from mooring.kit.streams import Download, download
 from mooring.shim.agent import Agent
-from mooring.shim.frames import STDERR, STDOUT, segment_name
+from mooring.shim.frames import RUN_BEGINS, STDERR, STDOUT, segment_name
 from mooring.shim.logread import frames
 
 from .conftest import Facts, Running, Shims, until
-from .fakes import CONTAINER, NOBODY
+from .fakes import CONTAINER, NOBODY, frame
 
 
 def at(request: OpenStream, offset: int) -> OpenStream:
@@ -314,3 +314,16 @@ async def test_a_reader_that_comes_back_when_all_is_gone_is_told_so(
     with pytest.raises(NotFound, match="No such container"):
         async with opened(bus, settings, again):
             pass
+
+
+async def test_a_reader_waits_for_the_start_that_is_made_again_after_one_was_undone(
+    agent: Agent, shim: Shims, bus: Bus, settings: Settings
+) -> None:
+    one = shim()
+    one.log.mkdir(parents=True)
+    (one.log / segment_name(0)).write_bytes(frame(RUN_BEGINS, b"1"))
+    request = OpenStream(id=CONTAINER, offset=0, follow=True, until_run=1)
+    async with opened(bus, settings, request) as reading:
+        one.start().print(b"hello\n")
+        one.exit(0)
+        assert await reading.rest() == b"hello\n"

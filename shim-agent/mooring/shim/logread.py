@@ -197,6 +197,11 @@ class LogReader:
                 found = position + HEADER_SIZE + length
         return found
 
+    def has_run(self, run: int) -> bool:
+        """Whether there is more of a run than its start frame, all that a start undone leaves."""
+        start = self.offset_of_run(run)
+        return start is not None and self.end() > start + HEADER_SIZE + len(b"%d" % run)
+
     def close(self) -> None:
         """Close the segment that is open; the reader can be used again."""
         if self._fd >= 0:

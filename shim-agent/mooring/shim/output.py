@@ -107,7 +107,8 @@ class LogSource:
         """Find out whether the run is over of which an agent knows that was started later."""
         if self._until <= self._container.latest_number or os.path.exists(run_directory):
             return
-        self._over = self._reader.offset_of_run(self._until) is not None
+        # A start that was undone, of which the frame that begins the run is left, is made again.
+        self._over = self._reader.has_run(self._until)
 
     async def read(self, offset: int, limit: int) -> bytes:
         """Log bytes from `offset` on; waits for the next ones; empty at the end."""
