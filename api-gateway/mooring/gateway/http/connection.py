@@ -17,6 +17,7 @@ from mooring.kit import log
 
 from .body import ChunkedBody, LengthBody
 from .head import MAX_HEAD, BadHead, Head, parse
+from .headway import head_was_read
 from .reply import Reply, error_reply, preamble
 from .request import Request
 from .stream import Answer, ChunkedAnswer, ResponseStream
@@ -354,7 +355,7 @@ class Connection(asyncio.Protocol):
         """Send the head (of a raw stream, if none is given) and hand the connection over."""
         head = head or self._raw_head(request, content_type)
         if not self._has_tls:
-            return await self._take_over(head, beginning)
+            return await self._take_over(head, beginning, raw=True)
         early, self._buffer = self._buffer, b""
         self._wire = TransportWire(self._transport, early)
         self._transport.write(head)
@@ -376,7 +377,9 @@ class Connection(asyncio.Protocol):
     def _has_tls(self) -> bool:
         return self._transport.get_extra_info("sslcontext") is not None
 
-    async def _take_over(self, head: bytes, beginning: Beginning | None) -> Wire:
+    async def _take_over(
+        self, head: bytes, beginning: Beginning | None, *, raw: bool = False
+    ) -> Wire:
         """Let go of the transport and go on with the socket alone."""
         # The answers to requests before this one must be on their way first.
         self._transport.set_write_buffer_limits(high=0)
@@ -395,6 +398,8 @@ class Connection(asyncio.Protocol):
         if wire is None:
             wire = SocketWire(sock, early, self._server.hangups)
         await wire.send(head)
+        if raw:
+            await head_was_read(sock)
         return wire
 
     async def begin_answer(

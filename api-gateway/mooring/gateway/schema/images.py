@@ -21,6 +21,26 @@ _RUNTIME_FIELDS = (
     "Image",
 )
 """Of a container's configuration, left out of an image's from API 1.50 on."""
+_EMPTY_CONFIG: dict[str, Any] = {
+    "Hostname": "",
+    "Domainname": "",
+    "User": "",
+    "AttachStdin": False,
+    "AttachStdout": False,
+    "AttachStderr": False,
+    "Tty": False,
+    "OpenStdin": False,
+    "StdinOnce": False,
+    "Env": None,
+    "Cmd": None,
+    "Image": "",
+    "Volumes": None,
+    "WorkingDir": "",
+    "Entrypoint": None,
+    "OnBuild": None,
+    "Labels": None,
+}
+"""What every configuration shows before API 1.50, set or not."""
 
 
 def created_seconds(image: ImageRecord) -> int:
@@ -79,6 +99,8 @@ def inspect(
     if version >= (1, 50):
         for name in _RUNTIME_FIELDS:
             config.pop(name, None)
+    else:
+        config = _EMPTY_CONFIG | config
     found: dict[str, Any] = {
         "Id": image.id,
         "RepoTags": tags,
@@ -95,12 +117,14 @@ def inspect(
         "GraphDriver": {"Name": "overlay2", "Data": {}},
         "RootFS": {"Type": "layers", "Layers": [layer.diff_id for layer in image.layers]},
         "Metadata": {"LastTagTime": rfc3339(tagged_ns)},
+        # Docker leaves it out from 1.45 on, and Compose 1.29, which asks for the newest version
+        # there is, then can't make a container again: KeyError 'ContainerConfig'.
+        "ContainerConfig": dict(_EMPTY_CONFIG),
     }
     if image.variant:
         found["Variant"] = image.variant
     if version < (1, 45):
         found["Container"] = ""
-        found["ContainerConfig"] = None
     if version < (1, 44):
         found["VirtualSize"] = image.size
     return found
