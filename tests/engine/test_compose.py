@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,9 @@ class Client(threading.Thread):
 
     __hash__ = threading.Thread.__hash__
 
+    def has_more_than(self, answers: int) -> bool:
+        return self.answers > answers
+
     def run(self) -> None:
         while not self.over.is_set():
             try:
@@ -282,7 +286,7 @@ def test_clients_of_the_project_do_not_notice_the_kill_of_any_service(shop: Proj
             before = client.answers
             old = docker.kill(service)
             docker.back(service, old)
-            until("the client is answered", lambda seen=before: client.answers > seen + 2)
+            until("the client is answered", partial(client.has_more_than, before + 2))
     finally:
         client.over.set()
         client.join()

@@ -181,6 +181,10 @@ class OrderedReader:
         self._reopen = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stalled = ""
+        self._goal = 0
+        """The stream's last sequence when this was opened."""
+        self._current = False
+        """`on_current` was called since then."""
         self.paused = False
 
     async def start(self) -> None:
@@ -254,6 +258,7 @@ class OrderedReader:
         inbox = client.new_inbox()
         self._next = 1
         self._delivered = 0
+        self._goal, self._current = last, False
         self._stalled = ""
         self._subscription = client.subscribe(inbox, self._receive)
         consumer = {
@@ -278,6 +283,12 @@ class OrderedReader:
         pending = int(made.get("num_pending", 0)) + int(made["delivered"]["consumer_seq"])
         if pending == 0:
             self.seq = max(self.seq, last)
+        if pending == 0 or self.seq >= last:
+            self._is_current()
+
+    def _is_current(self) -> None:
+        if not self._current:
+            self._current = True
             self._on_current()
 
     def _receive(self, message: Msg) -> None:
@@ -299,8 +310,10 @@ class OrderedReader:
         self._delivered = own
         self.seq = sequence
         self._on_message(message, sequence, time_ns)
-        if pending == 0:
-            self._on_current()
+        # A restarted nats-server 2.9 may count messages as pending that were deleted, and so
+        # never come to 0: a copy that waited for that was never complete.
+        if pending == 0 or sequence >= self._goal:
+            self._is_current()
 
     def _control(self, message: Msg) -> None:
         if message.reply:
@@ -309,8 +322,12 @@ class OrderedReader:
         fields = message.headers()
         if stalled := fields.get("Nats-Consumer-Stalled"):
             self._answer(stalled)
-        if int(fields.get("Nats-Last-Consumer", "0")) > self._delivered:
+        sent = int(fields.get("Nats-Last-Consumer", "0"))
+        if sent > self._delivered:
             self._reopen.set()
+        elif sent == self._delivered and not stalled and not self.paused:
+            # Idle, and we have all that was sent: what is still pending there is not there.
+            self._is_current()
 
     def _answer(self, subject: str) -> None:
         if self.paused:

@@ -30,13 +30,17 @@ async def head_was_read(sock: socket.socket) -> None:
         edges.poll(0)
         read: asyncio.Future[None] = loop.create_future()
 
-        def look() -> None:
-            edges.poll(0)
-            if not _unread(sock) and not read.done():
+        def done() -> None:
+            if not read.done():
                 read.set_result(None)
 
+        def look() -> None:
+            edges.poll(0)
+            if not _unread(sock):
+                done()
+
         loop.add_reader(edges.fileno(), look)
-        late = loop.call_later(_LONGEST, lambda: read.done() or read.set_result(None))
+        late = loop.call_later(_LONGEST, done)
         try:
             look()
             await read
