@@ -150,7 +150,7 @@ def test_volumes_from_another_container(docker: Engine) -> None:
     assert out.split("\n")[:2] == ["x", "y"] and out.endswith("refused")
     body = {"Image": "bb", "HostConfig": {"VolumesFrom": ["nope"]}}
     answer = docker.api("POST", "/containers/create", body)
-    assert (answer.status, answer.message) == (404, "No such container: nope")
+    assert (answer.status, answer.message) == (400, "No such container: nope")
     assert "invalid mode: zzz" in refused(docker, "create", "--volumes-from", "first:zzz", "bb")
 
 

@@ -151,7 +151,8 @@ class ContainerHandlers:
                 name = other.removeprefix("/")
                 found = self._engine.by_name.get(name) or self._only_match(name)
                 if found is None:
-                    raise NotFound(f"No such container: {other}")
+                    # Not NotFound: clients take that for a missing image, and pull.
+                    raise InvalidParameter(f"No such container: {other}")
                 changes[field] = f"container:{found}"
         return host.model_copy(update=changes) if changes else host
 

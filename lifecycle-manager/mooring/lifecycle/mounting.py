@@ -7,7 +7,7 @@ import posixpath
 from dataclasses import dataclass, field
 
 from mooring.kit import mountspecs
-from mooring.kit.errors import Conflict, NotFound
+from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.container import ContainerConfig, HostConfig, MountPoint, State
 from mooring.kit.models.volume import VolumeRecord
 from mooring.kit.mountspecs import Bind, Tmpfs
@@ -38,7 +38,7 @@ def resolve(
     engine: Engine, volumes: VolumeHandlers, container: str, node: str,
     config: ContainerConfig, host: HostConfig,
 ) -> Mounting:  # fmt: skip
-    """All mounts, parents first; NotFound for a container, an image or a driver named."""
+    """All mounts, parents first; NotFound for an image or a driver, InvalidParameter for others."""
     wanted = mountspecs.all_mounts(host, config.volumes or ())
     found: dict[str, MountPoint] = {}
     result = Mounting()
@@ -131,7 +131,8 @@ def _volumes_from(engine: Engine, spec: str) -> list[MountPoint]:
         matching = [r for r in engine.containers.rows() if r.key.startswith(plain)]
         row = matching[0] if len(matching) == 1 else None
     if row is None or row.record.state is State.REMOVED:
-        raise NotFound(f"No such container: {name}")
+        # Not NotFound: clients take that for a missing image, and pull.
+        raise InvalidParameter(f"No such container: {name}")
     points = []
     for point in row.record.mounts:
         if point.hidden:
