@@ -9,6 +9,7 @@ gone again when it has had nothing to do for a while.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -150,6 +151,8 @@ class Server:
 
 def main() -> None:
     """Serve until asked to stop."""
+    # What was there before us is our parent's: to look at it is to copy it, page by page.
+    gc.freeze()
     log.setup(
         "network",
         os.environ.get("MOORING_LOG_LEVEL", "info"),
