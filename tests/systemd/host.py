@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -164,6 +164,7 @@ def booted(name: str, folder: Path) -> Iterator[Host]:
                 host.power_off()
             finally:
                 subprocess.run(["umount", "--lazy", host.root], check=True)
+                remove_cgroups()
                 for part in ("upper", "work", "state"):
                     shutil.rmtree(folder / part, ignore_errors=True)
 
@@ -185,3 +186,12 @@ def bus() -> Iterator[None]:
         daemon.terminate()
         daemon.wait()
         BUS.unlink(missing_ok=True)
+
+
+def remove_cgroups() -> None:
+    """What the host's engine had in the controllers of version 1, which are this machine's too."""
+    for slice_ in Path("/sys/fs/cgroup").glob("*/mooring.slice"):
+        for folder, _, _ in os.walk(slice_, topdown=False):
+            # Only empty ones go.
+            with suppress(OSError):
+                os.rmdir(folder)
