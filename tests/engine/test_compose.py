@@ -121,7 +121,8 @@ def shop(composed: Engine) -> Iterator[Project]:
     (folder / "web" / "ask").write_text(ASK)
     project = Project(composed, folder)
     yield project
-    project.run("down", "-v", "--remove-orphans", check=False)
+    # The image too: the next test builds its own.
+    project.run("down", "-v", "--rmi", "local", "--remove-orphans", check=False)
     shutil.rmtree(folder)
 
 
