@@ -146,6 +146,7 @@ async def test_a_layer_that_the_host_went_down_over_is_repaired_at_the_next_star
     again = ImageService(bus, settings)
     await again.start()
     await again.idle()
+    await again.close()
     assert (directory / "fs/bin/sh").read_bytes() == b"shell"
     assert not images.store.unsettled() and not list(images.store.trash.iterdir())
 
@@ -275,4 +276,41 @@ async def test_a_new_service_undoes_what_a_killed_one_left(
     again = ImageService(bus, settings)
     await again.start()
     await again.idle()
+    await again.close()
+    assert _everything(settings.state_dir) == before
+
+
+async def test_a_sweep_takes_out_what_is_old_and_no_images(
+    bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle
+) -> None:
+    await _load(bus, settings, docker_archive(Image([BASE], ["a"])))
+    kept = lifecycle.added[0].image
+    records = await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
+    await records.create(kept.id[7:], kept)
+    await images.idle()
+    before = _everything(settings.state_dir)
+    await _load(bus, settings, docker_archive(Image([BASE, TOP], ["b"])))
+    lost = lifecycle.added[1].image
+    images._added.clear()
+    assert await images.sweep() == ([], [])
+    found = await images.sweep(age=-1.0)
+    assert found == ([lost.layers[1].chain_id], [lost.id])
+    await images.idle()
+    assert _everything(settings.state_dir) == before
+
+
+@pytest.mark.parametrize("doubt", ["no image is on record", "a job is under way"])
+async def test_a_sweep_in_doubt_takes_out_nothing(
+    bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle, doubt: str
+) -> None:
+    await _load(bus, settings, docker_archive(Image([BASE], ["a"])))
+    await images.idle()
+    images._added.clear()
+    if doubt == "a job is under way":
+        records = await bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
+        other = lifecycle.added[0].image.model_copy(update={"layers": []})
+        await records.create(other.id[7:], other)
+        images.store.new_job()
+    before = _everything(settings.state_dir)
+    assert await images.sweep(age=-1.0) == ([], [])
     assert _everything(settings.state_dir) == before

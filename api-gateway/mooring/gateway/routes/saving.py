@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 from mooring.gateway.gateway import Gateway
@@ -71,7 +72,8 @@ class SavingRoutes:
         ]
         await note_images(engine, list(chosen), "save")
         node = _node_of(saved) or engine.node().id
-        await self._send(request, node, subjects.RUNTIME_IMAGE_SAVE, SaveImages(images=saved))
+        message = SaveImages(images=saved, began=time.time())
+        await self._send(request, node, subjects.RUNTIME_IMAGE_SAVE, message)
         return None
 
     async def export(self, request: Request) -> Reply | None:

@@ -25,7 +25,7 @@ from mooring.runtime.oci.rootsource import Overlay, mount_overlay
 from .differences import differences
 from .layout import StoredImage, StoredLayer, archive
 from .pack import pack
-from .store import ImageStore
+from .store import ImageStore, LayerInfo
 from .unpack import end_with
 
 _STDOUT = 1
@@ -64,8 +64,10 @@ def _save(order: Mapping[str, Any]) -> None:
                 opened[digest] = files.enter_context(open(store.blob(digest), "rb")).fileno()
             return os.fstat(opened[digest]).st_size
 
-        images = [_stored(store, image, open_blob) for image in order["images"]]
         skip: int = order["offset"]
+        images = [_stored(store, image, open_blob) for image in order["images"]]
+        if skip:
+            _check_unchanged(store, order)
         for part in archive(images):
             if skip >= part.length:
                 skip -= part.length
@@ -82,8 +84,8 @@ def _stored(
 ) -> StoredImage:
     layers = []
     for chain_id in image["chain_ids"]:
-        info = store.layer_info(chain_id)
-        layers.append(StoredLayer(info.blob, open_blob(info.blob), info.compression))
+        info, size = _opened(store, chain_id, open_blob)
+        layers.append(StoredLayer(info.blob, size, info.compression))
     return StoredImage(
         image["id"],
         open_blob(image["id"]),
@@ -92,6 +94,29 @@ def _stored(
         tuple(layers),
         tuple(image["references"]),
     )
+
+
+def _opened(
+    store: ImageStore, chain_id: str, open_blob: Callable[[str], int]
+) -> tuple[LayerInfo, int]:
+    """A layer and the size of its blob, which a push may be about to exchange."""
+    info = store.layer_info(chain_id)
+    try:
+        return info, open_blob(info.blob)
+    except FileNotFoundError:
+        info = store.layer_info(chain_id)
+        return info, open_blob(info.blob)
+
+
+def _check_unchanged(store: ImageStore, order: Mapping[str, Any]) -> None:
+    """OSError if what was sent of the archive so far may have been of other blobs."""
+    for image in order["images"]:
+        for chain_id in image["chain_ids"]:
+            described = store.layer(chain_id) / "layer.json"
+            if described.stat().st_mtime >= order["began"]:
+                raise OSError(
+                    "a layer was compressed for a push while its image was saved: save it again"
+                )
 
 
 def _send_file(fd: int, offset: int, end: int) -> None:

@@ -87,7 +87,7 @@ class Sending:
             }
             for saved in request.images
         ]
-        order = {"kind": "save", "images": images, "offset": request.offset}
+        order = {"kind": "save", "images": images, "offset": request.offset, "began": request.began}
         return await self._open(order), request.offset
 
     async def export(self, request: ExportContainer) -> tuple[Source, int]:

@@ -45,12 +45,17 @@ from .load import LoadedImage
 from .pending import Pending
 from .records import Origin, image_record
 from .store import ImageStore
+from .sweep import Unnamed, take_out, unnamed
 from .unpack import BadArchive
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SWEEP_FIRST, _SWEEP_EVERY = 600.0, 6 * 3600.0
+"""Seconds to the first look for what nobody names, and between two."""
+_SWEPT = 3600.0
+"""Seconds that something has to be there before it is nobody's."""
 _SETTLED = 30.0
 """Seconds after which every lifecycle manager has seen an image that was added."""
 
@@ -77,6 +82,7 @@ class ImageService:
         """Jobs of which it is not known whether their images were recorded."""
         self._tidying: asyncio.Task[None] | None = None
         self._untidy = False
+        self._sweeping: asyncio.Task[None] | None = None
         self.on_removed: list[Callable[[str], None]] = []
         """Called with the id of an image whose layers are gone."""
 
@@ -94,6 +100,39 @@ class ImageService:
             logger.warning("the host went down over new layers, unpacking them again")
             await self._repair()
         self._tidy()
+        self._sweeping = asyncio.create_task(self._sweep_now_and_then(), name="sweep images")
+
+    async def sweep(self, age: float = _SWEPT) -> Unnamed:
+        """Take out what is that many seconds old and nobody's. In doubt, nothing.
+
+        It is in doubt while anything is under way, and when layers are here but no image is on
+        record: the records of another engine, or none, are no reason to empty a store.
+        """
+        async with self._lock:
+            if self.leases.all() or any(self.store.ingest.iterdir()):
+                return Unnamed([], [])
+            images = await self._bus.bucket(subjects.BUCKET_IMAGES, ImageRecord)
+            if not await images.mirror():
+                return Unnamed([], [])
+            named = await self._recorded()
+
+            def clean() -> Unnamed:
+                found = unnamed(self.store, named, time.time() - age)
+                take_out(self.store, found)
+                return found
+
+            found = await asyncio.to_thread(clean)
+        self._tidy()
+        return found
+
+    async def _sweep_now_and_then(self) -> None:
+        await asyncio.sleep(_SWEEP_FIRST)
+        while True:
+            try:
+                await self.sweep()
+            except (EngineError, OSError) as exc:
+                logger.warning("cannot look for what no image has: %s", exc)
+            await asyncio.sleep(_SWEEP_EVERY)
 
     async def _recorded(self) -> set[str]:
         """Chain ids and digests of blobs that images on record need."""
@@ -140,9 +179,10 @@ class ImageService:
 
     async def close(self) -> None:
         """Break off what goes on in the background; the next start takes it up."""
-        if self._tidying is not None:
-            self._tidying.cancel()
-            await asyncio.gather(self._tidying, return_exceptions=True)
+        tasks = [task for task in (self._tidying, self._sweeping) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def upper(self, container_id: str) -> Path:
         """What a container has written; it may not be there."""

@@ -163,6 +163,9 @@ class SaveImages(Request):
 
     images: list[SavedImage]
     offset: int = 0
+    began: float = 0.0
+    """When the archive was asked for first; Unix time. From an offset it only goes on as long as
+    nothing that it is made of was exchanged since."""
 
 
 class ExportContainer(Request):
