@@ -20,6 +20,7 @@ from mooring.kit.models.container import (
     NoteContainer,
     RenameContainer,
 )
+from mooring.kit.models.host import HostStart
 from mooring.kit.models.image import ImageRecord
 from mooring.kit.models.network import EndpointSettings, HostRename, Progress
 
@@ -101,6 +102,10 @@ class ContainerHandlers:
             faults.point("lifecycle.create.recorded")
         if own:
             engine.tasks.spawn(self._volumes.settle(own), f"volumes of {container_id[:12]}")
+        elif not record.mounts:
+            # It is likely to be started next: most of that can be done by then.
+            first = HostStart(record=row.record, image=image, run=row.record.run + 1)
+            engine.tasks.spawn(engine.hosts.prepare(node, first), f"prepare {container_id[:12]}")
         return ContainerCreated(container_id=container_id, warnings=warnings, revision=row.revision)
 
     def _node(self, image: ImageRecord, host: HostConfig) -> str:

@@ -54,6 +54,7 @@ class Requester(Protocol):
     async def request(
         self, subject: str, message: Request, reply: type[R], *, timeout: float = 30.0
     ) -> R: ...
+    async def publish(self, subject: str, message: Model) -> None: ...
 
 
 class Hosts:
@@ -61,6 +62,10 @@ class Hosts:
 
     def __init__(self, bus: Requester) -> None:
         self._bus = bus
+
+    async def prepare(self, node: str, request: HostStart) -> None:
+        """Tell the host of a run that is likely to be started. Nothing depends on it."""
+        await self._bus.publish(subjects.runtime(node, subjects.RUNTIME_PREPARE), request)
 
     async def start(self, node: str, request: HostStart) -> HostStarted:
         """Start a run; answers when its program has been executed, or could not be."""

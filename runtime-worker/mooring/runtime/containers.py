@@ -27,10 +27,12 @@ from mooring.kit.timing import Steps
 
 from . import spec
 from .bundle import Bundles, Prepared, replace
+from .early import Early
 from .joins import Joins
 from .launching import ShimDied
 from .layout import Layout
 from .locks import KeyedLocks
+from .making import Making
 from .reaper import Reaper
 from .runs import NETWORK, Run, Runs, Stage
 from .sandbox import Networks, Sandbox, kind
@@ -48,7 +50,11 @@ _RUNTIME_WORDS = (
 class Shims(Protocol):
     """What runs containers; see handing.Shims."""
 
-    async def start(self, message: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]: ...
+    async def make(self, message: dict[str, Any], spec: dict[str, Any]) -> Making | None: ...
+    async def start(
+        self, message: dict[str, Any], spec: dict[str, Any], making: Making | None = None
+    ) -> dict[str, Any]: ...
+    async def abandon(self, making: Making) -> None: ...
     def refill(self) -> None: ...
 
 
@@ -79,6 +85,19 @@ class Parts:
     """Bytes that a container has written; reads its whole upper directory."""
 
 
+@dataclass(slots=True)
+class Assembled:
+    """A run of which everything is there but its process."""
+
+    request: HostStart
+    sandbox: Sandbox
+    prepared: Prepared
+    message: dict[str, Any]
+    """ShimStart."""
+    making: Making | None = None
+    """Its process, waiting, if that was made as well."""
+
+
 class Containers:
     """The worker's commands about containers."""
 
@@ -87,11 +106,49 @@ class Containers:
         self._layout = parts.layout
         self._runs = parts.runs
         self._locks = parts.locks
+        self._early: Early[Assembled] = Early(parts.locks, self._take_back)
+
+    async def prepare(self, request: HostStart) -> Done:
+        """A container was created: make its run as far as it goes, if it is likely to be started.
+
+        Nobody waits for it, and whatever is in the way will be told at the start.
+        """
+        record = request.record
+        if not self._early.wanted(record):
+            return Done()
+        with log.bind(container=record.id[:12]):
+            async with self._locks.hold(record.id):
+                if self._runs.of(record.id) or self._parts.reaper.was_removed(record.id):
+                    return Done()
+                steps = Steps(f"prepare {record.id[:12]}")
+                try:
+                    made = await self._assemble(request, steps)
+                except EngineError as exc:
+                    logger.debug("not made early: %s", exc)
+                    return Done()
+                try:
+                    making = await self._parts.shims.make(made.message, made.prepared.spec)
+                except BaseException:
+                    await self._take_back(made)
+                    raise
+                steps.mark("make")
+                steps.done()
+                if making is None:
+                    await self._take_back(made)
+                else:
+                    made.making = making
+                    self._early.add(made)
+                self._refill()
+        return Done()
+
+    async def close(self) -> None:
+        """Take back what was made early."""
+        await self._early.close()
 
     async def start(self, request: HostStart) -> HostStarted:
         """Start a run by command; a run that was started before answers with what is true."""
         with log.bind(container=request.record.id[:12]):
-            async with self._locks.hold(request.record.id):
+            async with self._locks.hold(request.record.id, starting=True):
                 return await self._start(request, by_command=True)
 
     async def restart(self, request: HostRestart) -> HostStarted:
@@ -150,61 +207,96 @@ class Containers:
     async def _try_start(self, request: HostStart, *, by_command: bool) -> HostStarted:
         """One attempt; ShimDied, with everything undone, if its shim died too early to matter."""
         id_, run = request.record.id, request.run
-        cgroup = self._parts.bundles.cgroup(request.record)
-        if (known := await self._known(id_, run, cgroup)) is not None:
-            return self._answer(request, known)
         steps = Steps(f"start {id_[:12]}.{run}")
-        directory = self._layout.run_directory(id_, run)
-        sandbox: Sandbox | None = None
-        os.mkdir(directory, 0o700)
-        self._runs.add(id_, run)
+        made = await self._made_early(request)
+        if made is None:
+            cgroup = self._parts.bundles.cgroup(request.record)
+            if (known := await self._known(id_, run, cgroup)) is not None:
+                return self._answer(request, known)
+            made = await self._assemble(request, steps)
         try:
-            joined = self._parts.joins.resolve(request.record, request.peers)
-            names = spec.capability_names(request.record.host_config, self._parts.bundles.facts)
-            profile = spec.seccomp_profile(request.record.host_config)
-            seccomp = await self._parts.seccomp(profile, frozenset(names))
-            steps.mark("seccomp")
-            sandbox = await self._parts.networks.attach(
-                f"{id_}.{run}", request.record, joined.network_of
-            )
-            if sandbox.state.endpoints:
-                replace(f"{directory}/{NETWORK}", sandbox.state.pack())
-            if any(mount.type == "volume" for mount in request.record.mounts):
-                await self._parts.volumes.acquire(f"{id_}.{run}", request.record.mounts)
-            faults.point("runtime.start.sandbox")
-            steps.mark("sandbox")
-            hostname = self._hostname(request.record, joined.network_of)
-            prepared = self._parts.bundles.prepare(request, sandbox, joined, hostname)
-            if joined.shm and request.record.host_config.ipc_mode == "shareable":
-                share(joined.shm, request.record.host_config.shm_size)
             if by_command:
                 self._parts.bundles.write_command(request)
             faults.point("runtime.start.prepared")
             steps.mark("prepare")
-            message = self._message(request, directory, prepared, seccomp)
-            answer = await self._parts.shims.start(message, prepared.spec)
+            making, made.making = made.making, None
+            answer = await self._parts.shims.start(made.message, made.prepared.spec, making)
             steps.mark("run")
             if error := answer.get("error"):
                 answered = self._refused(error)
-                await self._undo(id_, run, cgroup)
+                await self._undo(id_, run, made.prepared.cgroup)
                 return answered
             faults.point("runtime.start.started")
             steps.add({k: int(ms * 1e6) for k, ms in (answer.get("timings") or {}).items()})
             return HostStarted(
                 pid=int(answer["pid"]),
                 started_ns=int(answer["started_ns"]),
-                network=sandbox.state,
-                warnings=prepared.warnings,
+                network=made.sandbox.state,
+                warnings=made.prepared.warnings,
             )
         except BaseException:
-            await self._undo(id_, run, cgroup)
+            await self._undo(id_, run, made.prepared.cgroup)
             raise
         finally:
+            made.sandbox.close()
+            self._refill()
+            steps.done()
+
+    async def _made_early(self, request: HostStart) -> Assembled | None:
+        """What is ready for this start, if it still is as it was made."""
+        made = await self._early.take(request)
+        if made is None:
+            return None
+        whole = made.making is not None and made.making.whole
+        if whole and self._parts.networks.intact(made.sandbox.state):
+            return made
+        await self._take_back(made)
+        return None
+
+    async def _assemble(self, request: HostStart, steps: Steps) -> Assembled:
+        """Everything of a run but its process; what fails is undone."""
+        record, id_, run = request.record, request.record.id, request.run
+        directory = self._layout.run_directory(id_, run)
+        sandbox: Sandbox | None = None
+        os.mkdir(directory, 0o700)
+        self._runs.add(id_, run)
+        try:
+            joined = self._parts.joins.resolve(record, request.peers)
+            names = spec.capability_names(record.host_config, self._parts.bundles.facts)
+            profile = spec.seccomp_profile(record.host_config)
+            seccomp = await self._parts.seccomp(profile, frozenset(names))
+            steps.mark("seccomp")
+            sandbox = await self._parts.networks.attach(f"{id_}.{run}", record, joined.network_of)
+            if sandbox.state.endpoints:
+                replace(f"{directory}/{NETWORK}", sandbox.state.pack())
+            if any(mount.type == "volume" for mount in record.mounts):
+                await self._parts.volumes.acquire(f"{id_}.{run}", record.mounts)
+            faults.point("runtime.start.sandbox")
+            steps.mark("sandbox")
+            hostname = self._hostname(record, joined.network_of)
+            prepared = self._parts.bundles.prepare(request, sandbox, joined, hostname)
+            if joined.shm and record.host_config.ipc_mode == "shareable":
+                share(joined.shm, record.host_config.shm_size)
+            steps.mark("bundle")
+            message = self._message(request, directory, prepared, seccomp)
+            return Assembled(request, sandbox, prepared, message)
+        except BaseException:
+            await self._undo(id_, run, self._parts.bundles.cgroup(record))
             if sandbox is not None:
                 sandbox.close()
-            self._parts.shims.refill()
-            self._parts.networks.refill()
-            steps.done()
+            raise
+
+    async def _take_back(self, made: Assembled) -> None:
+        """A run that was made for nothing."""
+        if made.making is not None:
+            await self._parts.shims.abandon(made.making)
+        record = made.request.record
+        await self._undo(record.id, made.request.run, made.prepared.cgroup)
+        made.sandbox.close()
+
+    def _refill(self) -> None:
+        self._parts.shims.refill()
+        self._parts.networks.refill()
 
     async def _known(self, id_: str, run: int, cgroup: str) -> Run | None:
         """The run if it was started before; what was left half-made of it is undone first."""

@@ -20,6 +20,9 @@ from .waiting import until_gone
 
 logger = logging.getLogger(__name__)
 
+_FAILURES = (StepFailed, OciError, OSError, ValueError)
+"""What a program can't do: a helper is tried then."""
+
 
 class Shims:
     """The warm shims of a host, of both kinds.
@@ -52,14 +55,36 @@ class Shims:
             await self._bare.close()
         await self._helped.close()
 
-    async def start(self, message: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-        """Start a container from the message for a shim; its answer. ShimDied if one died."""
+    async def make(self, message: dict[str, Any], spec: dict[str, Any]) -> Making | None:
+        """Make a container before its start is asked for, from the message for a shim.
+
+        None where that can't be done; the reason comes with the start.
+        """
+        if self._bare is None or job.refuse(spec):
+            return None
+        making = Making(await self._bare.take(), message, spec)
+        try:
+            await making.make(early=True)
+        except (EngineError, *_FAILURES) as exc:
+            logger.debug("not made early: %s", exc)
+            await self._clear(making)
+            return None
+        return making
+
+    async def start(
+        self, message: dict[str, Any], spec: dict[str, Any], making: Making | None = None
+    ) -> dict[str, Any]:
+        """Start a container from the message for a shim; its answer. ShimDied if one died.
+
+        making: what `make` has made of it.
+        """
         if self._bare is not None:
             try:
-                reason = job.refuse(spec)
+                reason = "" if making else job.refuse(spec)
                 if not reason:
-                    return await self._make(self._bare, message, spec)
-            except (StepFailed, OciError, OSError, ValueError) as exc:
+                    making = making or Making(await self._bare.take(), message, spec)
+                    return await self._run(making)
+            except _FAILURES as exc:
                 reason = getattr(exc, "message", None) or str(exc)
             logger.debug("started by a helper: %s", reason)
         shim = await self._helped.take()
@@ -68,21 +93,23 @@ class Shims:
         finally:
             shim.close()
 
-    async def _make(
-        self, pool: Pool[BareShim], message: dict[str, Any], spec: dict[str, Any]
-    ) -> dict[str, Any]:
-        shim = await pool.take()
+    async def abandon(self, making: Making) -> None:
+        """Take back what was made for nothing."""
+        making.abandon()
+        await self._clear(making)
+
+    async def _run(self, making: Making) -> dict[str, Any]:
         try:
-            return await Making(shim, message, spec).run()
-        except (ShimDied, StepFailed, OciError, OSError, ValueError):
-            shim.close()
-            # It takes back what it knows of; nothing of it may be in the way of the next try.
-            await until_gone(shim.pid, shim.start)
-            for path in (shim.cgroup.path, str(message["cgroup"])):
-                await self._reaper.remove_cgroup(path)
+            return await making.run()
+        except (ShimDied, *_FAILURES):
+            await self._clear(making)
             raise
-        finally:
-            shim.close()
+
+    async def _clear(self, making: Making) -> None:
+        """Its shim takes back what it knows of; nothing may be in the way of the next try."""
+        await until_gone(making.shim.pid, making.shim.start)
+        for path in (making.shim.cgroup.path, making.cgroup):
+            await self._reaper.remove_cgroup(path)
 
     async def _hand_over(self, shim: WarmShim, message: dict[str, Any]) -> dict[str, Any]:
         """Give a warm shim its container; its answer, or what it left of one."""

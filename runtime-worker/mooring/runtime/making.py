@@ -17,11 +17,13 @@ last packet. That one takes an end of the socket along, so that it never closes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from mooring.kit import faults
@@ -40,6 +42,7 @@ from .oci.job import Job
 from .oci.linux import CLONE_NEWPID
 from .oci.mountspec import is_bind
 from .oci.namespaces import Namespaces
+from .oci.program import Program
 from .oci.rootsource import Overlay, open_root
 from .oci.starting import check_supported, name_cgroup, open_namespace, open_source
 from .oci.template import DEVICE_RULES
@@ -50,45 +53,63 @@ _UNUSED = -1
 
 
 class Making:
-    """One start of one container in a bare shim, from the message for a shim to its answer."""
+    """One start of one container in a bare shim, from the message for a shim to its answer.
+
+    Its two halves may be far apart: `make` can be done before the start is asked for (early.py).
+    """
 
     def __init__(self, shim: BareShim, message: dict[str, Any], spec: dict[str, Any]) -> None:
-        self._shim = shim
+        self.shim = shim
         self._message = message
         self._spec = spec
         self._directory: str = message["dir"]
-        self._cgroup = attach(message["cgroup"])
+        self.cgroup: str = message["cgroup"]
+        self._cgroup = attach(self.cgroup)
         self._fds: list[int] = []
         self._streams: Streams | None = None
         self._log: LogWriter | None = None
-        self._job: Job | None = None
         self._kept: dict[str, int] = {}
         self._record: dict[str, Any] = {}
         self._given = self._sent = False
+        self._program: Program | None = None
+        """That of its process, once it waits to be told to execute the container's."""
         self._steps: dict[str, float] = {}
         self._clock = time.monotonic()
 
-    async def run(self) -> dict[str, Any]:
-        """Run the container; the answer a shim would give. Raises what went wrong, undone here
-        as far as it is not the shim's to undo: wait for its end then."""
-        try:
-            await self._shim.ready()
+    async def make(self, *, early: bool = False) -> None:
+        """Make all but the execution of the program; early: it may never be asked for.
+
+        Raises what went wrong, undone here as far as it is not the shim's to undo: wait for its
+        end then.
+        """
+        with self._undoing():
+            await self.shim.ready()
             self._step("ready")
-            self._send_job()
+            job = self._send_job()
             faults.point("runtime.start.sent")
             self._step("job")
             self._meanwhile()
+            if not early:
+                self._begin_log()
             self._step("meanwhile")
-            assert self._job is not None
-            await self._shim.expect(ahead.READY, self._job.program)
+            await self.shim.expect(ahead.READY, job.program)
             self._step("init")
+            self._program = job.program
+
+    async def run(self) -> dict[str, Any]:
+        """Run the container; the answer a shim would give. Raises like `make`."""
+        if self._program is None:
+            await self.make()
+        assert self._program is not None
+        with self._undoing():
+            self._begin_log()
             self._limit_devices()
             self._before_exec()
             faults.point("runtime.start.written")
             self._step("before_exec")
-            self._shim.channel.send(ahead.GO)
+            self.shim.channel.send(ahead.GO)
             self._sent = True
-            await self._shim.expect(b"", self._job.program)
+            await self.shim.expect(b"", self._program)
             self._step("execve")
             faults.point("runtime.start.executed")
             try:
@@ -97,21 +118,35 @@ class Making:
                 # The program runs, whatever this was: the shim sees to it when its socket closes.
                 logger.warning("a started container is left to its shim: %s", exc)
             self._step("executed")
-        except StepFailed:
-            self._sent = False
-            self._undo()
-            raise
-        except BaseException:
-            self._undo()
-            raise
-        finally:
-            self._close()
-        answer = {"pid": self._shim.init, "started_ns": self._record["started_ns"]}
+        self._close()
+        answer = {"pid": self.shim.init, "started_ns": self._record["started_ns"]}
         if self._message["timings"]:
             answer["timings"] = {k: round(s * 1000, 3) for k, s in self._steps.items()}
         return answer
 
-    def _send_job(self) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether what was made is still there, the shim and its process."""
+        return self._program is not None and self.shim.alive()
+
+    def abandon(self) -> None:
+        """What was made is not wanted: wait for the end of the shim."""
+        self._undo()
+        self._close()
+
+    @contextlib.contextmanager
+    def _undoing(self) -> Iterator[None]:
+        try:
+            yield
+        except StepFailed:
+            self._sent = False
+            self.abandon()
+            raise
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _send_job(self) -> Job:
         """All that the process has to know, in one packet."""
         spec, message = self._spec, self._message
         check_supported(spec.get("linux") or {})
@@ -120,8 +155,8 @@ class Making:
         root = open_root(spec, message["bundle"], overlay)
         self._kept["root"] = root
         self._streams = streams = Streams(False, message["stdin"], True)
-        name_cgroup(self._shim.cgroup, self._cgroup)
-        self._job = job = Job(spec, streams.child, root)
+        name_cgroup(self.shim.cgroup, self._cgroup)
+        job = Job(spec, streams.child, root)
         joined = [
             (flag, self._own(open_namespace(path)))
             for flag, path in Namespaces(spec).joined.items()
@@ -135,7 +170,8 @@ class Making:
         filter_ = _read(message["seccomp"]) if message["seccomp"] else None
         packet = job.build(joined, binds, filter_, _permitted())
         rights = b"".join(fd.to_bytes(4, "little") for fd in job.fds)
-        self._shim.channel.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        self.shim.channel.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        return job
 
     def _own(self, fd: int) -> int:
         self._fds.append(fd)
@@ -143,7 +179,7 @@ class Making:
 
     def _meanwhile(self) -> None:
         """What can be done while the process works at it: log, socket, limits."""
-        message, shim = self._message, self._shim
+        message, shim = self._message, self.shim
         log = LogWriter(message["log_dir"], message["log_max_size"], message["log_max_files"])
         self._log = log
         # Somebody may still read the run before: who may not, the shim asks (pins.py).
@@ -152,7 +188,6 @@ class Making:
             "version": 1,
             **{name: message.get(name) for name in KEPT},
             "own_pids": own_pids(self._spec),
-            "log_start": log.begin_run(message["run"]),
             "shim_pid": shim.pid,
             "shim_start": shim.start,
             "exec_marker": "executed",
@@ -166,6 +201,12 @@ class Making:
         if resources := (self._spec.get("linux") or {}).get("resources"):
             self._cgroup.apply({**resources, "devices": None})
 
+    def _begin_log(self) -> None:
+        """Only once the start was asked for: readers wait for the run."""
+        assert self._log is not None
+        if "log_start" not in self._record:
+            self._record["log_start"] = self._log.begin_run(self._message["run"])
+
     def _limit_devices(self) -> None:
         # Only now: the rules may forbid the very nodes that the container is to find in its /dev.
         rules = ((self._spec.get("linux") or {}).get("resources") or {}).get("devices")
@@ -175,8 +216,8 @@ class Making:
     def _before_exec(self) -> None:
         """All is set up and the program has not been executed: from here on it can be found."""
         assert self._streams is not None
-        pid = self._shim.init
-        self._kept["pidfd"] = os.dup(self._shim.pidfd)
+        pid = self.shim.init
+        self._kept["pidfd"] = os.dup(self.shim.pidfd)
         self._record |= {
             "init_pid": pid,
             "init_start": start_time(pid),
@@ -184,7 +225,7 @@ class Making:
         }
         named = {name: fd for name, fd in self._everything().items() if name != "root"}
         packet = {"path": f"{self._directory}/", "unexecuted": machine.LINK, "names": list(named)}
-        send_with(self._shim.socket, join({**self._record, **packet}), list(named.values()))
+        send_with(self.shim.socket, join({**self._record, **packet}), list(named.values()))
         self._given = True
         faults.point("runtime.start.given")
         write_record(f"{self._directory}/shim.json", self._record)
@@ -197,16 +238,16 @@ class Making:
         """The program runs: the shim gets the rest, the agent hears of it."""
         path = self._message["agent_socket"]
         agent = connect(path) if path else None
-        more = {"root": self._kept["root"], "tether": self._shim.socket.fileno()}
+        more = {"root": self._kept["root"], "tether": self.shim.socket.fileno()}
         if agent is not None:
             more["agent"] = agent.fileno()
         everything = {**self._everything(), **more}
-        with select.epoll.fromfd(os.dup(self._shim.sleeper)) as sleeper:
+        with select.epoll.fromfd(os.dup(self.shim.sleeper)) as sleeper:
             for name in WAKING:
                 if name in everything:
                     sleeper.register(everything[name], READ)
         # From here on the shim does not wake up for this process any more.
-        send_with(self._shim.socket, join({"names": list(more)}), list(more.values()))
+        send_with(self.shim.socket, join({"names": list(more)}), list(more.values()))
         if agent is not None:
             assert self._log is not None
             held = shared(everything)
@@ -228,11 +269,12 @@ class Making:
     def _undo(self) -> None:
         """The program was not executed, or the shim finds out that it was."""
         if not self._sent:
-            self._shim.kill()
+            self.shim.kill()
         # The log is the shim's where it has the record: then that ends the run in it.
         if self._log is not None and not self._given:
             try:
-                self._log.end_run(dump({"run": self._message["run"], "exit_code": 128}))
+                if "log_start" in self._record:
+                    self._log.end_run(dump({"run": self._message["run"], "exit_code": 128}))
             except OSError:
                 pass
             try:
@@ -243,10 +285,14 @@ class Making:
     def _close(self) -> None:
         for fd in (*self._fds, *self._kept.values()):
             os.close(fd)
+        self._fds, self._kept = [], {}
         if self._streams is not None:
             self._streams.close()
+            self._streams = None
         if self._log is not None:
             self._log.close()
+            self._log = None
+        self.shim.close()
 
 
 def _read(path: str) -> bytes:

@@ -79,6 +79,9 @@ class Networks(Protocol):
     ) -> NetworkState:
         """One network less."""
 
+    def intact(self, state: NetworkState) -> bool:
+        """Whether what a sandbox is wired with is still there; somebody may have deleted it."""
+
     def detach(self, holder: str) -> None:
         """The run is over: free its addresses. It may have none."""
 
@@ -258,6 +261,14 @@ class HostNetworks:
         index = await self._user.ready(lan)
         mtu = links.mtu_of(lan.record, self._bridge.mtu)
         return Member.claim(name, lan, holder, settings, names, index, mtu)
+
+    def intact(self, state: NetworkState) -> bool:
+        """See Networks."""
+        wired = [point for point in state.endpoints.values() if point.link]
+        if not wired:
+            return True
+        here = self._bridge.ready and self._bridge.present()
+        return here and all(links.index_of(point.link) for point in wired)
 
     def detach(self, holder: str) -> None:
         """See Networks."""

@@ -157,6 +157,7 @@ async def main(settings: Settings, service: Service) -> None:
             await _announce(bus, record)
             await build_service.recover()
             await service.stop_requested()
+            await containers.close()
             await registry_service.close()
             await build_service.close()
             await image_service.close()
@@ -183,6 +184,7 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
         await bus.publish(told, HostContainer(id=request.id))
         return done
 
+    await bus.serve(subject(subjects.RUNTIME_PREPARE), HostStart, containers.prepare)
     await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, remove)
     await bus.serve(subject(subjects.RUNTIME_RELEASE), HostContainer, containers.release)
     await bus.serve(subject(subjects.RUNTIME_SIZE), HostSize, containers.size)

@@ -94,6 +94,7 @@ BUILDER_OUTPUT = "output"
 BUILDER_CANCEL = "cancel"
 
 # verbs of the runtime worker
+RUNTIME_PREPARE = "container.prepare"
 RUNTIME_START = "container.start"
 RUNTIME_RESTART = "container.restart"
 RUNTIME_RELEASE = "container.release"

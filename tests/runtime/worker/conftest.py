@@ -105,7 +105,7 @@ class Worker:
 
     async def run(self, record: ContainerRecord, run: int = 1, **fields: Any) -> HostStarted:
         """RUNTIME_START."""
-        message = HostStart(record=record, image=self._image(), run=run, **fields)
+        message = HostStart(record=record, image=self.image(), run=run, **fields)
         subject = subjects.runtime(self.settings.node_id, subjects.RUNTIME_START)
         return await self.bus.request(subject, message, HostStarted)
 
@@ -170,7 +170,8 @@ class Worker:
         found += [line for line in mounts.splitlines() if str(self.run_dir) in line]
         return found
 
-    def _image(self) -> ImageRecord:
+    def image(self) -> ImageRecord:
+        """What all containers are made of."""
         return ImageRecord(
             id="sha256:" + "cd" * 32,
             layers=[Layer(diff_id=f"sha256:{CHAIN}", chain_id=f"sha256:{CHAIN}")],
