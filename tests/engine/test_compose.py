@@ -197,17 +197,17 @@ def test_logs_are_followed_through_a_restart_of_the_service(shop: Project) -> No
     loop = "echo first > /tmp/word; while :; do cat /tmp/word; sleep 0.1; done & exec "
     shop.edit("exec ", loop)
     shop.up()
-    command = ["docker-compose", "logs", "-f", "--no-color", "database"]
+    # With nothing left to read for 0.1 s, Compose goes home: the cache's log stays open.
+    command = ["docker-compose", "logs", "-f", "--no-color", "database", "cache"]
     follower = subprocess.Popen(
         command, cwd=shop.folder, env=shop.engine.env, stdout=subprocess.PIPE, text=True
     )
     try:
         assert follower.stdout is not None
-        assert "Attaching to shop_database_1" in follower.stdout.readline()
+        assert "shop_database_1" in follower.stdout.readline()
         assert follower.stdout.readline().split() == ["database_1", "|", "first"]
         shop.run("restart", "database")
         shop.run("exec", "-T", "database", "sh", "-c", "echo second > /tmp/word")
-        # Compose may or may not see the end in between: it waits for one when a log ends.
         assert any(line.split()[2:] == ["second"] for line in follower.stdout)
     finally:
         follower.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -25,9 +26,8 @@ from mooring.kit.models.host import (
 from mooring.kit.options import log_limits
 from mooring.kit.timing import Steps
 
-from . import spec
+from . import early, spec
 from .bundle import Bundles, Prepared, replace
-from .early import Early
 from .joins import Joins
 from .launching import ShimDied
 from .layout import Layout
@@ -106,7 +106,7 @@ class Containers:
         self._layout = parts.layout
         self._runs = parts.runs
         self._locks = parts.locks
-        self._early: Early[Assembled] = Early(parts.locks, self._take_back)
+        self._early: early.Early[Assembled] = early.Early(parts.locks, self._take_back)
 
     async def prepare(self, request: HostStart) -> Done:
         """A container was created: make its run as far as it goes, if it is likely to be started.
@@ -116,6 +116,7 @@ class Containers:
         record = request.record
         if not self._early.wanted(record):
             return Done()
+        await asyncio.sleep(early.PAUSE)
         with log.bind(container=record.id[:12]):
             async with self._locks.hold(record.id):
                 if self._runs.of(record.id) or self._parts.reaper.was_removed(record.id):

@@ -20,6 +20,8 @@ from .locks import KeyedLocks
 from .network import plan
 from .sandbox import kind
 
+PAUSE = 0.0025
+"""Seconds after which a run is made: what a client asks next, to attach, comes before."""
 KEPT = 2.0
 """Seconds that a run waits for its start."""
 MOST = 16

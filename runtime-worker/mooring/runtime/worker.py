@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
@@ -30,6 +31,7 @@ from .handing import Shims
 from .images import sending
 from .images import service as images
 from .images.registry import service as registries
+from .images.store import spread
 from .joins import Joins
 from .launching import Launcher, spawn
 from .layout import Layout
@@ -85,6 +87,8 @@ async def main(settings: Settings, service: Service) -> None:
     layout = Layout(settings)
     for directory in layout.directories():
         os.makedirs(directory, mode=0o711, exist_ok=True)
+    # Containers come and go: where the last ones were deleted the next ones are slow to make.
+    spread(Path(layout.containers))
     cgroups.favor_dynamic_modifications()
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)

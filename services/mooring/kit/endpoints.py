@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -19,6 +20,7 @@ _INTERFACE = "com.docker.network.endpoint.ifname"
 _SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.(?:IFNAME|ifname)\.[a-z0-9_]+\Z")
 
 
+@functools.cache
 def predefined_id(name: str) -> str:
     """The id of a predefined network, the same on every host; empty for any other."""
     if name not in PREDEFINED:

@@ -109,10 +109,10 @@ class HostConfig(Docker):
 
     binds: list[str] | None = None
     container_id_file: str = Field(default="", alias="ContainerIDFile")
-    log_config: LogConfig = Field(default_factory=LogConfig)
+    log_config: LogConfig = LogConfig()
     network_mode: str = ""
     port_bindings: dict[str, list[PortBinding] | None] | None = None
-    restart_policy: RestartPolicy = Field(default_factory=RestartPolicy)
+    restart_policy: RestartPolicy = RestartPolicy()
     auto_remove: bool = False
     volume_driver: str = ""
     volumes_from: list[str] | None = None
@@ -246,8 +246,8 @@ class ContainerRecord(Model):
     image_id: str = ""
     """`sha256:…`, the digest of the image's config."""
     platform: str = "linux"
-    config: ContainerConfig = Field(default_factory=ContainerConfig)
-    host_config: HostConfig = Field(default_factory=HostConfig)
+    config: ContainerConfig = ContainerConfig()
+    host_config: HostConfig = HostConfig()
     networking: dict[str, EndpointSettings] = {}
     """What was asked for of each network, by its name."""
     rewiring: dict[str, Rewiring] = {}
@@ -315,7 +315,7 @@ class CreateContainer(Request):
     name: str = ""
     platform: str = ""
     config: ContainerConfig
-    host_config: HostConfig = Field(default_factory=HostConfig)
+    host_config: HostConfig = HostConfig()
     networking: dict[str, EndpointSettings] = {}
 
 

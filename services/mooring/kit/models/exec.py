@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
-
 from .base import Done, Model, Request
 from .container import Event
 
@@ -38,7 +36,7 @@ class ExecRecord(Model):
     container: str
     node: str
     created_ns: int
-    config: ExecConfig = Field(default_factory=ExecConfig)
+    config: ExecConfig = ExecConfig()
     state: ExecState = ExecState.CREATED
     run: int = 0
     """The run of the container that it was started in."""

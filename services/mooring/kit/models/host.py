@@ -117,7 +117,7 @@ class TopResult(Done):
 
 class HostExec(HostContainer):
     exec_id: str
-    config: ExecConfig = Field(default_factory=ExecConfig)
+    config: ExecConfig = ExecConfig()
     attach: bool = True
     rows: int = 0
     columns: int = 0
