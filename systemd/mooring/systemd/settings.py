@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import mooring
 from mooring.kit.config import DEFAULT_FILE, Settings, parse_host
 
 DEFAULT_PREFIX = Path("/usr/local")
@@ -23,6 +24,8 @@ ON_DEMAND = ("network",)
 TARGET = "mooring.target"
 CONTAINERS, SHIMS = "mooring-containers.service", "mooring-shims.service"
 _WANTED_FILES = 65536
+_HOMES = ("/home/", "/root/", "/run/user/")
+_TEMPORARY = ("/tmp/", "/var/tmp/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def sockets(settings: Settings) -> dict[str, str]:
 def files(settings: Settings, layout: Layout, config: Path = DEFAULT_FILE) -> dict[Path, str]:
     """Every file of an installation and its content."""
     listen = sockets(settings)
-    hardened = _template("hardened").rstrip("\n")
+    hardened = harden(_template("hardened").rstrip("\n"), program_directories())
     values = {
         "BIN": str(Path(sys.executable).parent),
         "PYTHON": sys.executable,
@@ -105,6 +108,23 @@ def files(settings: Settings, layout: Layout, config: Path = DEFAULT_FILE) -> di
             text = text.replace(f"@{key}@", value)
         found[path] = text
     return found
+
+
+def harden(directives: str, program: Iterable[str]) -> str:
+    """The directives, but so that the program's own directories can be seen.
+
+    What lies in a home or a directory for temporary files would be hidden from its services.
+    """
+    hidden = sorted({path for path in program if path.startswith((*_HOMES, *_TEMPORARY))})
+    if any(path.startswith(_HOMES) for path in hidden):
+        directives = directives.replace("ProtectHome=yes", "ProtectHome=tmpfs")
+    return "\n".join([directives, *(f"BindReadOnlyPaths={path}" for path in hidden)])
+
+
+def program_directories() -> set[str]:
+    """Where the interpreter and the packages of this program are."""
+    roots = {os.path.dirname(path) for path in mooring.__path__}
+    return {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *roots)} | roots
 
 
 def open_files() -> int:
