@@ -85,6 +85,7 @@ class Agent:
 
     def close(self) -> None:
         """Let go of all shims."""
+        self._keeping.settle()
         self.shims.close()
         self._memory.close()
 

@@ -33,11 +33,10 @@ def take(run: Run, fields: dict[str, Any], descriptors: list[int]) -> None:
     if named["pidfd"] != run.pidfd and run.pidfd >= 0:
         os.close(run.pidfd)
     _close(run.held)
-    if not same:
-        key = Key(run.container.id, run.number)
-        run.kept = run.keeping.keep(key, named, run.kept)
     run.pidfd = named.pop("pidfd", -1)
     run.held = named
+    if not same:
+        _keep_soon(run, "")
 
 
 def take_exec(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> None:
@@ -52,7 +51,7 @@ def take_exec(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]
     if entry.stdin_closed and (stdin := named.pop("stdin", None)) is not None:
         os.close(stdin)
     entry.held = named
-    entry.kept = run.keeping.keep(Key(run.container.id, run.number, id_), named, entry.kept)
+    _keep_soon(run, id_)
 
 
 def add(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> None:
@@ -64,7 +63,7 @@ def add(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> N
         return
     _close({name: holder.held.pop(name) for name in named if name in holder.held})
     holder.held |= named
-    _keep(run, id_)
+    _keep_soon(run, id_)
 
 
 def find(run: Run) -> None:
@@ -116,8 +115,14 @@ def drop_exec(run: Run, entry: Exec) -> None:
     entry.kept = ""
 
 
+def _keep_soon(run: Run, exec_id: str) -> None:
+    run.keeping.soon(Key(run.container.id, run.number, exec_id), lambda: _keep(run, exec_id))
+
+
 def _keep(run: Run, exec_id: str) -> None:
-    holder = run.exec(exec_id) if exec_id else run
+    holder = run.execs.get(exec_id) if exec_id else run
+    if holder is None or not holder.held:
+        return  # It was over before.
     key = Key(run.container.id, run.number, exec_id)
     named = holder.held if exec_id else {**holder.held, "pidfd": run.pidfd}
     holder.kept = run.keeping.keep(key, named, holder.kept)

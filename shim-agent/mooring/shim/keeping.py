@@ -7,16 +7,21 @@ and that one socket is stored: one descriptor and one name, however much it stan
 from __future__ import annotations
 
 import array
+import asyncio
 import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
 
 NAMES = 5000
 """How many are kept; their names go through one variable of the environment, of 128 KiB at most."""
+SOON = 0.01
+"""Seconds that keeping waits: most execs and many runs are over by then, and the first output of
+the others goes before."""
 _LISTENER = "agent"
 _PACKET_BYTES = 4096
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
@@ -64,10 +69,27 @@ class Keeping:
         self._keeper = keeper
         self._names: set[str] = set()
         self._found: dict[Key, tuple[str, dict[str, int]]] = {}
+        self._waiting: dict[Key, Callable[[], None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         for name, descriptors in keeper.stored().items():
             self._names.add(name)
             for descriptor in descriptors:
                 self._find(name, descriptor)
+
+    def soon(self, key: Key, keep: Callable[[], None]) -> None:
+        """Call `keep`, which is to keep what there will be by then, after a moment."""
+        self._waiting[key] = keep
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SOON, self.settle)
+
+    def settle(self) -> None:
+        """Keep now what is waiting to be kept."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        for keep in waiting.values():
+            keep()
 
     def keep(self, key: Key, named: dict[str, int], before: str) -> str:
         """Keep these in place of what was kept by the name `before`; the name, empty if refused."""
