@@ -325,6 +325,25 @@ def test_a_client_that_leaves_half_way_leaves_nothing(docker: Engine) -> None:
     until("the helpers are gone", lambda: not helpers(docker))
 
 
+def test_a_client_that_falls_silent_keeps_no_container_from_starting() -> None:
+    with engine("--set", "copy_stall_timeout=1") as docker:
+        docker.docker("create", "--name", "web", "bb", "sleep", "1000")
+        begun = (
+            b"PUT /containers/web/archive?path=/tmp HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Length: 1000000\r\n\r\n" + tar_of(entry("f", bytes(20000)))[:8000]
+        )
+        for way in ("directly", "by way of the bus"):
+            if way != "directly":
+                (docker.run / "archive").rename(docker.run / "away")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(docker.socket)
+                client.sendall(begun)
+                until("a helper is at work", lambda: helpers(docker))
+                docker.docker("start", "web")
+                docker.docker("kill", "web")
+        (docker.run / "away").rename(docker.run / "archive")
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("victim", ["helper", "runtime", "gateway", "lifecycle", "nats"])
 def test_a_kill_never_makes_half_an_archive_look_whole(docker: Engine, victim: str) -> None:

@@ -154,7 +154,17 @@ async def main(settings: Settings, service: Service) -> None:
             await archives.serve(
                 bus,
                 settings.node_id,
-                Archives(layout, runs, bundles, snapshots, users, volumes, locks, environment),
+                Archives(
+                    layout,
+                    runs,
+                    bundles,
+                    snapshots,
+                    users,
+                    volumes,
+                    locks,
+                    environment,
+                    settings.copy_stall_timeout,
+                ),
             )
             await service.ready()
             record = node.describe(settings)

@@ -67,6 +67,9 @@ class Settings(Model):
     image_max_layer_files: int = Field(default=4_000_000, ge=1)
     max_json_body: int = Field(default=4 << 20, ge=1024)
     """Bytes."""
+    copy_stall_timeout: float = Field(default=60.0, gt=0)
+    """Seconds without a byte after which a copy into a stopped container, which keeps it from
+    starting, is given up."""
     build_max_context: int = Field(default=64 << 30, ge=1 << 20)
     """Bytes of the files that a client may send to be built with."""
     events_max_age: int = Field(default=7 * 86400, ge=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ _PATIENCE = 15.0
 """Seconds that a gateway has to connect."""
 _BUFFER = 1 << 20
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+
+
+class Stalled(Exception):
+    """Nothing came for longer than may be waited for."""
 
 
 def accept(listener: int) -> socket.socket:
@@ -35,6 +40,16 @@ def accept(listener: int) -> socket.socket:
     return connection
 
 
+def limit(connection: socket.socket, seconds: float) -> None:
+    """Reading raises Stalled from now on if nothing comes for so long.
+
+    The kernel's own limit: a time-out of Python's would cost a system call for every read.
+    """
+    whole = int(seconds)
+    pair = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, pair)
+
+
 class FramedInput:
     """The bytes of a copy into a container; `read(n)` gives at most n, none at the end."""
 
@@ -44,13 +59,13 @@ class FramedInput:
         self._ended = False
 
     def read(self, limit: int) -> bytes:
-        """See above; EOFError if the other end went away in the middle."""
+        """See above; EOFError if the other end went away, Stalled if it is silent."""
         if not self._left and not self._ended:
             self._left = int.from_bytes(self._exactly(_LENGTH), "big")
             self._ended = not self._left
         if self._ended:
             return b""
-        data = self._connection.recv(min(limit, self._left))
+        data = self._receive(min(limit, self._left))
         if not data:
             raise EOFError
         self._left -= len(data)
@@ -59,11 +74,17 @@ class FramedInput:
     def _exactly(self, count: int) -> bytes:
         data = b""
         while len(data) < count:
-            piece = self._connection.recv(count - len(data))
+            piece = self._receive(count - len(data))
             if not piece:
                 raise EOFError
             data += piece
         return data
+
+    def _receive(self, limit: int) -> bytes:
+        try:
+            return self._connection.recv(limit)
+        except BlockingIOError:
+            raise Stalled from None
 
 
 def header(length: int) -> bytes:

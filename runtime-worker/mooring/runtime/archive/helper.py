@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import select
 import socket
 import stat
 import sys
@@ -92,22 +93,38 @@ def _write_job(sock: socket.socket, job: dict[str, Any], stream: int, pidfd: int
     result: dict[str, Any] = {}
     sys.path += job["site"]
     try:
+        stall = job.get("stall", 0.0)
         if job["direct"]:
             connection = frames.accept(stream)
+            if stall:
+                frames.limit(connection, stall)
             read = frames.FramedInput(connection).read
         else:
-            read = functools.partial(os.read, stream)
+            read = functools.partial(_read_soon, stream, stall)
         reader = unpacking.open_stream(read)
         enter(job, pidfd)
         _write(job, reader)
     except EOFError:
         result = {"error": "the copy was broken off", "kind": "unavailable"}
+    except frames.Stalled:
+        text = f"the copy was broken off: nothing came for {stall:g} s"
+        result = {"error": text, "kind": "unavailable"}
     except (_Answer, OciError, OSError) as error:
         result = _refusal(error)
     if connection is not None:
         frames.end(connection, result, ended=True)
         _drain(connection)
     _tell(sock, result)
+
+
+def _read_soon(stream: int, stall: float, limit: int) -> bytes:
+    """What comes next; frames.Stalled if nothing does (stall: in seconds, 0 for any time)."""
+    if stall:
+        ready = select.poll()
+        ready.register(stream, select.POLLIN)
+        if not ready.poll(stall * 1000):
+            raise frames.Stalled
+    return os.read(stream, limit)
 
 
 def _drain(connection: socket.socket) -> None:

@@ -88,6 +88,8 @@ class _Copy:
                 job |= {"mounts": _mounts_of(run), "rootfs": None}
             else:
                 job |= await self._stopped()
+                if self._write:
+                    job["stall"] = parts.stall
             job |= {"container": self._request.container, "write": self._write}
             job["direct"] = self._direct
             job |= {"path": self._request.path, "site": [sysconfig.get_path("purelib")]}
@@ -241,7 +243,10 @@ class Archives:
         volumes: Volumes,
         locks: KeyedLocks,
         environment: dict[str, str],
+        stall: float,
     ) -> None:
+        self.stall = stall
+        """Seconds that a copy into a stopped container may keep it waiting for a byte."""
         self.layout = layout
         self.directory = f"{layout.run}/archive"
         self._tasks: set[asyncio.Task[None]] = set()
@@ -276,17 +281,19 @@ class Archives:
         await copy.open(self._write_job(request))
         try:
             answer = asyncio.ensure_future(copy.answer())
+            pump = asyncio.ensure_future(_pump(upload, copy.pipe))
             try:
-                with contextlib.suppress(BrokenPipeError):
-                    async for piece in upload:
-                        await _write_all(copy.pipe, piece)
-                        if answer.done():
-                            break
-                copy.end()
-                faults.point("runtime.archive.received")
+                # An answer before the end is a refusal: what the sender still has is not wanted.
+                await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    await pump
+                    copy.end()
+                    faults.point("runtime.archive.received")
                 await answer
             finally:
                 answer.cancel()
+                pump.cancel()
+                await asyncio.gather(pump, return_exceptions=True)
         finally:
             await copy.close()
         return ArchiveWritten()
@@ -352,6 +359,13 @@ async def _until_done(copy: _Copy) -> None:
 def _unlink(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+async def _pump(upload: AsyncIterable[memoryview], pipe: int) -> None:
+    """Pass on what arrives, as long as it is wanted."""
+    with contextlib.suppress(BrokenPipeError):
+        async for piece in upload:
+            await _write_all(pipe, piece)
 
 
 async def _write_all(pipe: int, piece: memoryview) -> None:
