@@ -140,6 +140,21 @@ def test_what_is_shown_of_ports(docker: Engine) -> None:
     assert docker.inspect("shown")["NetworkSettings"]["Ports"] == {}
 
 
+def test_a_network_says_where_its_ports_are_that_name_no_address(docker: Engine) -> None:
+    option = "com.docker.network.bridge.host_binding_ipv4=127.0.0.7"
+    one, two = free_port(), free_port()
+    docker.docker("network", "create", "-o", option, "narrow")
+    serve(docker, "web", "--network", "narrow", "-p", f"{one}:80", "-p", f"127.0.0.8:{two}:80")
+    assert docker.out("port", "web").splitlines() == [
+        f"80/tcp -> 127.0.0.7:{one}", f"80/tcp -> 127.0.0.8:{two}"
+    ]  # fmt: skip
+    assert get("127.0.0.7", one) == get("127.0.0.8", two) == "hello\n"
+    for address, port in (("127.0.0.1", one), ("127.0.0.7", two), ("::1", one)):
+        assert not ok(address, port)
+    docker.docker("rm", "-f", "web")
+    docker.docker("network", "rm", "narrow")
+
+
 def test_random_ports_and_ranges_are_all_different(docker: Engine) -> None:
     start = free_port() // 10 * 10
     docker.docker("run", "-d", "--name", "aa", "-p", "80", "-p", f"{start}-{start + 9}:1",

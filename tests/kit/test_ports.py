@@ -63,3 +63,10 @@ def test_a_host_address_that_is_none_is_named() -> None:
     with pytest.raises(InvalidParameter) as caught:
         wanted(ContainerConfig(), host({"80": [("web", "1")]}))
     assert caught.value.message == "invalid IP address: web"
+
+
+def test_a_network_says_where_ports_without_an_address_are() -> None:
+    assert Wanted("tcp", 80).at("10.0.0.1") == Wanted("tcp", 80, "10.0.0.1")
+    for default in ("", "0.0.0.0"):
+        assert Wanted("tcp", 80).at(default) == Wanted("tcp", 80)
+    assert Wanted("tcp", 80, "::1").at("10.0.0.1") == Wanted("tcp", 80, "::1")

@@ -167,14 +167,22 @@ class HostNetworks:
         point, address, address6, link = _published_at(state)
         if not address and not address6:
             return  # as Docker: no way leads in, there is nothing to be published
+        host_ip = self._host_binding(state)
         state.ports = await self._ports.publish(
             holder,
-            wanted,
+            [item.at(host_ip) for item in wanted],
             address=address,
             address6=address6,
             link=link,
             endpoint=f"{record.name} ({point.endpoint_id})",
         )
+
+    def _host_binding(self, state: NetworkState) -> str:
+        """Where the network that ports are published on has those that name no address."""
+        name = state.gateway4
+        if not name or name == "bridge":
+            return ""
+        return self._user.find(name).record.options.get(plan.HOST_BINDING, "")
 
     async def _attach_bridge(self, holder: str) -> Sandbox:
         await self._ready()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InvalidParameter
 from .models.container import ContainerConfig, HostConfig
@@ -26,6 +26,15 @@ class Wanted:
     def name(self) -> str:
         """`80/tcp`."""
         return f"{self.port}/{self.protocol}"
+
+    def at(self, default: str) -> Wanted:
+        """With a network's own address (`host_binding_ipv4`) where the user named none.
+
+        0.0.0.0 is every address of both families, as it is where a network says nothing.
+        """
+        if self.host_ip or default in ("", "0.0.0.0"):
+            return self
+        return replace(self, host_ip=default)
 
 
 def wanted(config: ContainerConfig, host: HostConfig) -> list[Wanted]:
