@@ -406,9 +406,19 @@ def test_an_endpoint_has_the_sysctls_and_the_name_it_asked_for(docker: Engine) -
 
 
 def test_a_link_names_a_container_of_the_default_bridge(docker: Engine) -> None:
-    made = sleeper(docker, "db")
+    made = sleeper(docker, "db", "--expose", "5432", "-e", "DATABASE=shop")
     sleeper(docker, "web", "--link", "db:store")
     address = endpoints(docker, "db")["bridge"]["IPAddress"]
+    told = [line for line in docker.out("exec", "web", "env").split() if "STORE_" in line]
+    assert told == [
+        "STORE_NAME=/web/store",
+        f"STORE_PORT=tcp://{address}:5432",
+        f"STORE_PORT_5432_TCP=tcp://{address}:5432",
+        f"STORE_PORT_5432_TCP_ADDR={address}",
+        "STORE_PORT_5432_TCP_PORT=5432",
+        "STORE_PORT_5432_TCP_PROTO=tcp",
+        "STORE_ENV_DATABASE=shop",
+    ]
     assert f"{address}\tstore {made[:12]} db" in docker.out("exec", "web", "cat", "/etc/hosts")
     assert reaches(docker, "web", "store")
     assert docker.inspect("web")["HostConfig"]["Links"] == ["/db:/web/store"]

@@ -128,6 +128,12 @@ def test_the_environment_has_dockers_order(env: list[str], tty: bool, expected: 
     assert spec.environment(record(env=env, tty=tty), around()) == expected
 
 
+def test_variables_of_links_come_before_those_of_the_user() -> None:
+    told = {"DB_NAME": "/web/db", "DB_PORT": "tcp://10.0.0.2:1"}
+    made = spec.environment(record(env=["DB_PORT=mine"]), around(links=[told]))
+    assert made[2:4] == ["DB_NAME=/web/db", "DB_PORT=mine"]
+
+
 def test_root_has_its_capabilities_and_a_user_only_their_bound() -> None:
     as_root = spec.process(record(), around())["capabilities"]
     assert as_root["effective"] == as_root["bounding"] == as_root["permitted"]

@@ -15,6 +15,7 @@ from mooring.kit.endpoints import parse_link
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound, NotModified, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
+    ContainerConfig,
     ContainerRecord,
     ContainerRequest,
     KillContainer,
@@ -74,6 +75,7 @@ class RunningHandlers:
         """Carry out a claimed start. A refusal is recorded, an uncertain end is not."""
         engine, record, run = self._engine, row.record, row.record.run
         message, exit_code = "", 0
+        peers = self._linked(record)
         try:
             image = await self._image_of(record)
             host = await engine.hosts.start(
@@ -83,7 +85,8 @@ class RunningHandlers:
                     image=image,
                     run=run,
                     images=await self._mounted_images(record),
-                    peers=self._linked(record),
+                    peers=peers,
+                    linked=self._configs(peers),
                 ),
             )
             message, exit_code = host.error, host.exit_code
@@ -120,10 +123,17 @@ class RunningHandlers:
         found = {}
         for link in record.host_config.links or ():
             name, _ = parse_link(link)
-            key = self._engine.by_name.get(name)
+            by_name = self._engine.by_name
+            matching = [key for key in by_name.values() if key.startswith(name)]
+            key = by_name.get(name) or (matching[0] if len(matching) == 1 else None)
             if key is not None:
                 found[name] = key
         return found
+
+    def _configs(self, peers: dict[str, str]) -> dict[str, ContainerConfig]:
+        """What linked containers are: their variables and ports are told in the environment."""
+        rows = {name: self._engine.containers.get(key) for name, key in peers.items()}
+        return {name: row.record.config for name, row in rows.items() if row is not None}
 
     async def _image_of(self, record: ContainerRecord) -> ImageRecord:
         try:

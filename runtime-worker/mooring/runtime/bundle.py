@@ -126,6 +126,7 @@ class Bundles:
             mounts=wanted,
             devices=nodes,
             resources=resources,
+            links=[link.variables for link in joined.links],
         )
         value = spec.build(record, around)
         _make(f"{directory}/log")
@@ -190,8 +191,8 @@ class Bundles:
                 hostname=hostname,
                 domainname=record.config.domainname,
             )
-            for address, names in joined.links:
-                hosts = files.hosts_with(hosts, [address], names)
+            for link in joined.links:
+                hosts = files.hosts_with(hosts, [link.address], link.names)
             resolv = files.resolv(
                 self._names.resolv(shared=sandbox.host_files),
                 servers=host.dns or (),

@@ -262,7 +262,7 @@ class Containers:
         os.mkdir(directory, 0o700)
         self._runs.add(id_, run)
         try:
-            joined = self._parts.joins.resolve(record, request.peers)
+            joined = self._parts.joins.resolve(record, request.peers, request.linked)
             names = spec.capability_names(record.host_config, self._parts.bundles.facts)
             profile = spec.seccomp_profile(record.host_config)
             seccomp = await self._parts.seccomp(profile, frozenset(names))

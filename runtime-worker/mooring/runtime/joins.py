@@ -8,12 +8,23 @@ from dataclasses import dataclass
 
 from mooring.kit import endpoints
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
-from mooring.kit.models.container import ContainerRecord
+from mooring.kit.models.container import ContainerConfig, ContainerRecord
 from mooring.kit.options import container_of
 
+from . import linkenv
 from .layout import Layout
 from .runs import Run, Runs, read_state
 from .spec import OWN
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A container that a legacy link names (`--link`): its address, and all its names here."""
+
+    address: str
+    names: str
+    variables: Mapping[str, str]
+    """What is told of it in the environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +36,7 @@ class Joined:
     uts: str | None
     shm: str
     network_of: Run | None
-    links: tuple[tuple[str, str], ...] = ()
-    """Addresses and names of the containers that legacy links name (`--link`)."""
+    links: tuple[Link, ...] = ()
 
 
 class Joins:
@@ -36,10 +46,16 @@ class Joins:
         self._layout = layout
         self._runs = runs
 
-    def resolve(self, record: ContainerRecord, peers: Mapping[str, str]) -> Joined:
+    def resolve(
+        self,
+        record: ContainerRecord,
+        peers: Mapping[str, str],
+        linked: Mapping[str, ContainerConfig],
+    ) -> Joined:
         """What a record's modes mean now; Conflict for a container that does not run.
 
-        peers: the full id of each container that a mode names.
+        peers: the full id of each container that a mode or link names; linked: what those of
+        links are.
         """
         host = record.host_config
         pid: str | None = None if host.pid_mode == "host" else OWN
@@ -54,12 +70,15 @@ class Joins:
             uts=uts,
             shm=shm,
             network_of=self._live(network, peers, "network") if network else None,
-            links=self._links(record, peers),
+            links=self._links(record, peers, linked),
         )
 
     def _links(
-        self, record: ContainerRecord, peers: Mapping[str, str]
-    ) -> tuple[tuple[str, str], ...]:
+        self,
+        record: ContainerRecord,
+        peers: Mapping[str, str],
+        linked: Mapping[str, ContainerConfig],
+    ) -> tuple[Link, ...]:
         if endpoints.mode_network(record.host_config.network_mode) != "bridge":
             return ()
         found = []
@@ -71,8 +90,10 @@ class Joins:
                 raise Conflict(
                     f"Cannot link to a non running container: /{name} AS /{record.name}/{alias}"
                 )
-            names = dict.fromkeys([alias, run.id[:12], name])
-            found.append((point.ip_address, " ".join(names)))
+            names = " ".join(dict.fromkeys([alias, run.id[:12], name]))
+            config = linked.get(name) or ContainerConfig()
+            told = linkenv.variables(record.name, alias, point.ip_address, config)
+            found.append(Link(point.ip_address, names, told))
         return tuple(found)
 
     def shared_shm(self, id_: str) -> str:

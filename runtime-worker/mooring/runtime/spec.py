@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,8 @@ class Surroundings:
     """Host path of the init binary for --init."""
     shm: str = ""
     """Host path of a /dev/shm that is shared with other containers."""
+    links: Sequence[Mapping[str, str]] = ()
+    """The variables of legacy links."""
     mounts: Sequence[MountPoint] = ()
     devices: Sequence[dict[str, Any]] = ()
     resources: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +157,8 @@ def environment(record: ContainerRecord, around: Surroundings) -> list[str]:
     values = {"PATH": defaults.PATH, "HOSTNAME": around.hostname}
     if record.config.tty:
         values["TERM"] = "xterm"
+    for told in around.links:
+        values |= told
     for variable in record.config.env or []:
         name, equals, value = variable.partition("=")
         if equals:

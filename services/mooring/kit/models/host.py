@@ -7,7 +7,14 @@ from typing import Any
 from pydantic import Field
 
 from .base import Done, Model, Request
-from .container import ContainerRecord, HealthResult, MountPoint, NetworkState, RestartPolicy
+from .container import (
+    ContainerConfig,
+    ContainerRecord,
+    HealthResult,
+    MountPoint,
+    NetworkState,
+    RestartPolicy,
+)
 from .exec import ExecConfig
 from .image import ImageRecord
 
@@ -45,6 +52,8 @@ class HostStart(Request):
     """The full id of each container that a mode such as `container:web` names."""
     images: list[ImageRecord] = []
     """Those that are mounted in it (`--mount type=image`)."""
+    linked: dict[str, ContainerConfig] = {}
+    """What the containers are that legacy links name, by the names that the links have."""
 
 
 class HostStarted(Done):
