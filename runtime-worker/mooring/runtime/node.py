@@ -16,6 +16,7 @@ from mooring.kit.config import Settings
 from mooring.kit.models.host import NodeRecord
 
 from .limits import HostFacts
+from .network import forwarding
 from .oci import cgroups
 
 CGROUP = "/sys/fs/cgroup"
@@ -195,6 +196,21 @@ def _forwarding() -> Finding:
     cost = "containers on the bridge do not reach beyond this host until it is on"
     detail = "on" if value == "1" else "off (turned on with the bridge)"
     return Finding("ip forwarding", value == "1", detail, cost, Severity.INFO)
+
+
+def forwarding_by_others() -> Finding:
+    """Whether another program's packet filter drops what containers send and get.
+
+    Not in `examine`: it lists all rules of the host, and is true of the moment only.
+    """
+    name = "filters of others"
+    found = forwarding.obstacles()
+    if not found:
+        return Finding(name, True, "none drops what our networks forward")
+    cost = "containers are cut off from other hosts; as root: "
+    cost += "; ".join(obstacle.remedy() for obstacle in found)
+    detail = "; ".join(obstacle.where for obstacle in found)
+    return Finding(name, False, detail, cost, Severity.WARNING)
 
 
 def _bridge() -> Finding:

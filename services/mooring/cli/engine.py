@@ -175,7 +175,7 @@ def doctor(as_json: Json = False) -> None:
             "detail": item.detail,
             "cost": "" if item.ok else item.cost,
         }
-        for item in node.examine()
+        for item in (*node.examine(), node.forwarding_by_others())
     ]
     try:
         binary = {"severity": "ok", "detail": nats_server.binary(), "cost": ""}
