@@ -27,10 +27,10 @@ test-systemd: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(PY) -m pytest -m "not kernel and not fault and not systemd"
 
-# The figures, side by side with Debian's dockerd in one run.
+# The figures, side by side with Debian's dockerd in one run; some of them: make bench ARGS="--quick --only ports,names".
 bench: $(VENV)/.installed
-	tools/install-packages docker.io
-	PYTHONPATH=demo $(PY) -m benchmarks
+	tools/install-packages docker.io hey curl
+	PYTHONPATH=demo $(PY) -m benchmarks $(ARGS)
 
 $(VENV)/.installed: pyproject.toml tools/install-packages
 	tools/install-packages

@@ -30,6 +30,9 @@ TARGETS = {
     "lifecycles/s, none, 16 at a time": 12.0,
     "lifecycles/s, bridge, 16 at a time": 10.0,
     "containers/s, own network, 100 with 16 at once": 5.0,
+    "published port: start to first answer (ms)": 6.0,
+    "published port, 127.0.0.1 (requests/s)": 1.6,
+    "published port, another namespace (requests/s)": 1.0,
     "engine memory per idle container (KiB)": 5.0,
     "engine memory at rest (MiB)": 1.0,
     "/containers/json, 16 clients (requests/s)": 10.0,
@@ -53,11 +56,13 @@ FLOORS = {
     "services killed, 100 containers: alive": 100.0,
     "/_ping, 16 clients (requests/s)": 5000.0,
     "inspect, 16 clients (requests/s)": 5000.0,
+    "names (queries/s)": 3000.0,
 }
 CEILINGS = {
     "/_ping, 1 client (ms)": 0.4,
     "inspect, 1 client (ms)": 0.4,
     "build, cached (ms)": 10.0,
+    "names, slowest of 100 (ms)": 5.0,
     "services killed, 100 containers: API back (s)": 1.5,
     "memory that a pull takes at most (MiB)": 150.0,
 }

@@ -17,6 +17,8 @@ from .build import build
 from .engines import API, IMAGE, Engine
 from .images import commit, images
 from .memory import cpu, pss
+from .names import names
+from .ports import many_ports, ports
 from .transfers import transfers
 from .wire import READ, Refused
 
@@ -356,6 +358,9 @@ ALL = {
     "stop": stop,
     "throughput": throughput,
     "networks": networks,
+    "ports": ports,
+    "many-ports": many_ports,
+    "names": names,
     "logs": logs,
     "density": density,
     "recovery": recovery,
