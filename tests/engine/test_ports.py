@@ -90,13 +90,14 @@ def test_a_port_is_reached_from_everywhere(docker: Engine) -> None:
         assert docker.out("exec", name, "wget", "-q", "-O-", url) == "hello"
 
 
-def test_another_host_reaches_the_port_with_its_own_address_but_not_the_container(
-    docker: Engine,
-) -> None:
-    port, space = free_port(), f"mrt-{os.getpid()}"
-    link, address = f"mrt{os.getpid()}", "198.51.100"
-    serve(docker, "web", "-p", f"{port}:80")
-    inside = docker.inspect("web")["NetworkSettings"]["IPAddress"]
+HERE, THERE = "198.51.100.1", "198.51.100.2"
+HERE6, THERE6 = "2001:db8:7::1", "2001:db8:7::2"
+
+
+@pytest.fixture(scope="module")
+def away() -> Iterator[list[str]]:
+    """Another host, which has a route here: what a command is put behind to run there."""
+    space, link = f"mrt-{os.getpid()}", f"mrt{os.getpid()}"
 
     def ip(*args: str) -> None:
         subprocess.run(["ip", *args], check=True, capture_output=True)
@@ -104,21 +105,95 @@ def test_another_host_reaches_the_port_with_its_own_address_but_not_the_containe
     ip("netns", "add", space)
     try:
         ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
-        ip("addr", "add", f"{address}.1/24", "dev", link)
+        for address in (f"{HERE}/24", f"{HERE6}/64"):
+            ip("addr", "add", address, "dev", link, *(["nodad"] if ":" in address else []))
         ip("link", "set", link, "up")
-        ip("-n", space, "addr", "add", f"{address}.2/24", "dev", "eth0")
+        for address in (f"{THERE}/24", f"{THERE6}/64"):
+            more = ["nodad"] if ":" in address else []
+            ip("-n", space, "addr", "add", address, "dev", "eth0", *more)
         ip("-n", space, "link", "set", "eth0", "up")
-        ip("-n", space, "route", "add", "default", "via", f"{address}.1")
-
-        def fetch(url: str) -> subprocess.CompletedProcess[str]:
-            command = ["ip", "netns", "exec", space, "curl", "-s", "-m", "2", url]
-            return subprocess.run(command, capture_output=True, text=True)
-
-        assert fetch(f"http://{address}.1:{port}/").stdout == "hello\n"
-        assert f"{address}.2" in docker.docker("logs", "web").stderr
-        assert fetch(f"http://{inside}/").returncode == 28  # dropped, so it times out
+        ip("-n", space, "route", "add", "default", "via", HERE)
+        ip("-n", space, "-6", "route", "add", "default", "via", HERE6)
+        yield ["ip", "netns", "exec", space]
     finally:
         ip("netns", "del", space)
+
+
+def fetch(away: list[str], url: str) -> subprocess.CompletedProcess[str]:
+    command = [*away, "curl", "-s", "-g", "-m", "2", url]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_another_host_reaches_the_port_with_its_own_address_but_not_the_container(
+    docker: Engine, away: list[str]
+) -> None:
+    port = free_port()
+    serve(docker, "web", "-p", f"{port}:80")
+    inside = docker.inspect("web")["NetworkSettings"]["IPAddress"]
+    assert fetch(away, f"http://{HERE}:{port}/").stdout == "hello\n"
+    assert THERE in docker.docker("logs", "web").stderr
+    assert fetch(away, f"http://{inside}/").returncode == 28  # dropped, so it times out
+
+
+@pytest.mark.parametrize("options", [["--ipv6"], ["--ipv6", "--ipv4=false"]])
+def test_a_port_is_reached_over_ipv6_by_everybody(
+    docker: Engine, away: list[str], options: list[str]
+) -> None:
+    docker.docker("network", "create", *options, "six")
+    port = free_port()
+    serve(docker, "web", "--network", "six", "-p", f"{port}:80")
+    docker.docker("run", "-d", "--name", "other", "--network", "six", "bb", "sleep", "1000")
+    endpoint = docker.inspect("web")["NetworkSettings"]["Networks"]["six"]
+    assert get("::1", port) == get(endpoint["IPv6Gateway"], port) == "hello\n"
+    assert fetch(away, f"http://[{HERE6}]:{port}/").stdout == "hello\n"
+    assert THERE6 in docker.docker("logs", "web").stderr
+    for name in ("other", "web"):
+        url = f"http://[{endpoint['IPv6Gateway']}]:{port}/"
+        assert docker.out("exec", name, "wget", "-q", "-O-", url) == "hello"
+    assert fetch(away, f"http://[{endpoint['GlobalIPv6Address']}]/").returncode == 28
+    docker.remove_all()
+    docker.docker("network", "rm", "six")
+
+
+SEND_INIT = """
+import socket, struct, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+chunk = struct.pack(">BBHIIHHI", 1, 0, 20, 7, 65535, 1, 1, 1)
+def crc32c(data):
+    value = 0xffffffff
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82f63b78 if value & 1 else 0)
+    return value ^ 0xffffffff
+head = struct.pack(">HHI", 5000, int(sys.argv[2]), 0)
+check = struct.pack("<I", crc32c(head + bytes(4) + chunk))
+sock.sendto(head + check + chunk, (sys.argv[1], 0))
+"""
+HEAR_INIT = """
+import socket, struct
+sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+sock.settimeout(20)
+print("ready", flush=True)
+packet = sock.recv(2000)
+print(socket.inet_ntoa(packet[12:16]), *struct.unpack(">HH", packet[20:24]), packet[32])
+"""
+
+
+def test_sctp_is_led_to_the_container_whether_or_not_the_host_has_sctp_sockets(
+    docker: Engine, away: list[str]
+) -> None:
+    port = free_port()
+    docker.docker("run", "-d", "--name", "web", "-p", f"{port}:80/sctp", "bb", "sleep", "1000")
+    assert docker.out("port", "web").splitlines()[0] == f"80/sctp -> 0.0.0.0:{port}"
+    pid = str(docker.inspect("web")["State"]["Pid"])
+    hear = ["nsenter", "-t", pid, "-n", sys.executable, "-c", HEAR_INIT]
+    with subprocess.Popen(hear, stdout=subprocess.PIPE, text=True) as hearing:
+        assert hearing.stdout is not None and hearing.stdout.readline() == "ready\n"
+        subprocess.run([*away, sys.executable, "-c", SEND_INIT, HERE, str(port)], check=True)
+        assert hearing.stdout.readline() == f"{THERE} 5000 80 1\n"
+    taken = docker.docker("run", "-p", f"{port}:80/sctp", "bb", check=False)
+    assert "port is already allocated" in taken.stderr
 
 
 def test_what_is_shown_of_ports(docker: Engine) -> None:
