@@ -288,6 +288,17 @@ def test_a_volume_is_never_left_half_filled(docker: Engine, point: str) -> None:
     assert os.listdir(docker.state / "volumes/data") == ["_data"]
 
 
+def test_a_volume_with_no_room_for_the_images_files_stays_empty(docker: Engine) -> None:
+    docker.docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=64k",
+                  "small")  # fmt: skip
+    words = "failed to populate volume: no space left on device"
+    assert words in refused(docker, "create", "--name", "con", "-v", "small:/bin", "bb")
+    assert docker.api("GET", "/containers/con/json").status == 404
+    listed = docker.out("run", "--rm", "-v", "small:/d", "bb", "ls", "-A", "/d")
+    assert listed == ""
+    docker.docker("run", "--rm", "-v", "small:/fresh", "bb", "sh", "-c", "echo room > /fresh/f")
+
+
 def test_the_sizes_of_pruned_volumes_are_added_up(docker: Engine) -> None:
     docker.docker("run", "--rm", "-v", "data:/d", "bb", "sh", "-c", "head -c 5000 /dev/zero > /d/f")
     answer = docker.api(

@@ -34,7 +34,7 @@ def main(sock: socket.socket) -> None:
     try:
         answer = _work(job)
     except OSError as error:
-        text = f"failed to populate volume: {error.strerror or error}"
+        text = f"failed to populate volume: {error.strerror or error}".lower()
         answer = {"error": text, "kind": "internal"}
     sock.send(json.dumps(answer).encode())
 
