@@ -376,6 +376,14 @@ def test_the_way_out_follows_the_priority(docker: Engine) -> None:
     sleeper(docker, "plain", "--network", "b", "--network", "a")
     gateway = endpoints(docker, "plain")["a"]["Gateway"]
     assert f"default via {gateway} dev eth1" in docker.out("exec", "plain", "ip", "route")
+    docker.docker("network", "create", "c")
+    docker.docker("network", "connect", "--gw-priority", "9", "c", "web")
+    assert endpoints(docker, "web")["c"]["GwPriority"] == 9
+    gateway = endpoints(docker, "web")["c"]["Gateway"]
+    assert f"default via {gateway} dev eth2" in docker.out("exec", "web", "ip", "route")
+    docker.docker("network", "disconnect", "c", "web")
+    gateway = endpoints(docker, "web")["b"]["Gateway"]
+    assert f"default via {gateway} dev eth1" in docker.out("exec", "web", "ip", "route")
 
 
 @pytest.mark.parametrize(
@@ -403,6 +411,14 @@ def test_an_endpoint_has_the_sysctls_and_the_name_it_asked_for(docker: Engine) -
     shell = "ls /sys/class/net; cat /proc/sys/net/ipv4/conf/web0/log_martians"
     out = docker.out("run", "--rm", "--network", option, "bb", "sh", "-c", shell)
     assert out.split() == ["lo", "web0", "1"]
+    sleeper(docker, "late")
+    option = f"{key}.sysctls=net.ipv4.conf.IFNAME.log_martians=1"
+    docker.docker("network", "connect", "--driver-opt", option, "one", "late")
+    shown_value = docker.out("exec", "late", "cat", "/proc/sys/net/ipv4/conf/eth1/log_martians")
+    assert shown_value == "1"
+    docker.docker("network", "create", "two")
+    done = docker.docker("network", "connect", "--driver-opt", "a.b=c", "two", "late", check=False)
+    assert "endpoint option a.b is not supported" in done.stderr
 
 
 def test_a_link_names_a_container_of_the_default_bridge(docker: Engine) -> None:
@@ -451,6 +467,24 @@ def test_macvlan_gives_a_container_a_place_on_the_parents_wire(docker: Engine) -
         docker.remove_all()
         docker.docker("network", "rm", "wire")
         assert parent in links()
+    finally:
+        subprocess.run(["ip", "link", "del", parent], check=True)
+
+
+def test_a_vlan_of_a_parent_works_or_says_that_the_kernel_lacks_it(docker: Engine) -> None:
+    parent = f"mv{os.getpid()}a"
+    subprocess.run(["ip", "link", "add", parent, "type", "veth", "peer", f"{parent}b"], check=True)
+    create = ("network", "create", "-d", "macvlan", "-o", f"parent={parent}.7", "--subnet",
+              "10.237.1.0/24", "wire")  # fmt: skip
+    try:
+        done = docker.docker(*create, check=False)
+        if done.returncode:
+            assert "the kernel of this host has no VLAN (8021q)" in done.stderr
+            assert docker.api("GET", "/networks/wire").status == 404
+        else:
+            docker.docker("run", "--rm", "--network", "wire", "bb", "true")
+            docker.docker("network", "rm", "wire")
+        assert f"{parent}.7" not in links()
     finally:
         subprocess.run(["ip", "link", "del", parent], check=True)
 
