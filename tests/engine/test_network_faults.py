@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,70 @@ def rules(docker: Engine) -> str:
     command = ["nft", "-a", "list", "table", "inet", docker.instance]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return "\n".join(line for line in out.splitlines() if "handle" in line)
+
+
+STEPS = (
+    ("start", "web"),
+    ("network", "connect", "mine", "web"),
+    ("network", "disconnect", "mine", "web"),
+    ("rm", "-f", "web"),
+)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_whatever_is_killed_during_a_change_it_is_done_or_not_done(
+    docker: Engine, service: str
+) -> None:
+    network = docker.out("network", "create", "mine")
+    leases = docker.state / "network" / network / "leases"
+    docker.docker("create", "--name", "web", "bb", "sleep", "1000")
+    for step in STEPS:
+        running = docker.popen(*step)
+        old = docker.kill(service)
+        said = running.communicate(timeout=60)
+        docker.back(service, old)
+        # The client of a gateway that died may not know; it asks again then, and may be too late.
+        if running.returncode:
+            assert service == "gateway", said
+            docker.docker(*step, check=False)
+        match step[0], step[-3:]:
+            case "start", _:
+                docker.in_state("web", "running")
+                assert inside(docker, "web") == {"eth0"}
+            case _, ("connect", *_):
+                until("connected", lambda: on(docker, "web") == {"bridge", "mine"})
+                until("it has its link", lambda: inside(docker, "web") == {"eth0", "eth1"})
+                assert len(list(leases.iterdir())) == 1
+            case _, ("disconnect", *_):
+                until("disconnected", lambda: on(docker, "web") == {"bridge"})
+                until("its link is gone", lambda: inside(docker, "web") == {"eth0"})
+                until("its address is free", lambda: not list(leases.iterdir()))
+            case _:
+                until("it is gone", lambda: docker.api("GET", "/containers/web/json").status == 404)
+
+
+def test_a_running_container_whose_link_was_deleted_gets_another_at_its_next_start(
+    docker: Engine,
+) -> None:
+    docker.docker("network", "create", "mine")
+    for name, network in (("one", "mine"), ("two", "bridge")):
+        docker.docker("run", "-d", "--name", name, "--network", network, "bb", "sleep", "1000")
+        subprocess.run(["ip", "link", "del", host_end(docker, name)], check=True)
+        assert inside(docker, name) == set()
+        docker.docker("restart", "-t", "0", name)
+        assert inside(docker, name) == {"eth0"}
+        gateway = docker.inspect(name)["NetworkSettings"]["Networks"][network]["Gateway"]
+        docker.docker("exec", name, "ping", "-c1", "-W5", gateway)
+    subprocess.run(["ip", "link", "del", host_end(docker, "one")], check=True)
+    docker.docker("network", "disconnect", "mine", "one")
+    docker.docker("network", "connect", "mine", "one")
+    assert inside(docker, "one") == {"eth0"}
+
+
+def host_end(docker: Engine, container: str) -> str:
+    """The host's end of a container's eth0."""
+    index = docker.out("exec", container, "cat", "/sys/class/net/eth0/iflink")
+    return socket.if_indextoname(int(index))
 
 
 def test_a_network_removed_while_a_start_is_in_flight(docker: Engine) -> None:
