@@ -47,12 +47,8 @@ def ports(engine: Engine, scale: int) -> Iterator[tuple[str, float]]:
 
 def many_ports(engine: Engine, scale: int) -> Iterator[tuple[str, float]]:
     """A start and its first answer beside 500 ports that another container has published."""
-    first = _free_port()
-    span = f"{first}-{first + _MANY - 1}"
-    bindings = {
-        f"{10_000 + number}/tcp": [{"HostIp": "127.0.0.1", "HostPort": span}]
-        for number in range(_MANY)
-    }
+    any_port = [{"HostIp": "127.0.0.1", "HostPort": ""}]
+    bindings = {f"{10_000 + number}/tcp": any_port for number in range(_MANY)}
     began = clock()
     holder = engine.create(["sleep", "100000"], **_config(bindings))
     engine.start(holder)

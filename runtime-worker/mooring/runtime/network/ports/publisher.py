@@ -95,7 +95,8 @@ class Publisher:
         """Makes the table again, with everything but the ports."""
         self._nft = nft.Nft(table)
         self._claims: dict[str, Claim] = {}
-        self._taken: dict[tuple[str, int], list[Claim]] = {}
+        self._taken: dict[tuple[str, int], list[tuple[Claim, str]]] = {}
+        """Who has a protocol's port, and at which address of the host."""
         self._releasing: dict[str, asyncio.Task[None]] = {}
         self._released: dict[tuple[str, int], float] = {}
         self._recovered = False
@@ -166,7 +167,7 @@ class Publisher:
         for port in claim.ports:
             key = port.protocol, port.port
             with contextlib.suppress(KeyError, ValueError):
-                self._taken[key].remove(claim)
+                self._taken[key].remove((claim, port.host_ip))
                 if not self._taken[key]:
                     del self._taken[key]
             self._released[key] = time.monotonic()
@@ -205,7 +206,8 @@ class Publisher:
                 continue
             self._claims[holder] = claim
             for port in claim.ports:
-                self._taken.setdefault((port.protocol, port.port), []).append(claim)
+                taken = self._taken.setdefault((port.protocol, port.port), [])
+                taken.append((claim, port.host_ip))
         self.restore()
         await self._rehold()
 
@@ -237,24 +239,33 @@ class Publisher:
 
     async def _bind(self, claim: Claim, wanted: list[Wanted]) -> None:
         """Take every port that is wanted."""
+        going_on = {claim.holder}
         async with self._binding:
             for item in wanted:
-                await self._bind_one(claim, item)
+                await self._bind_one(claim, item, going_on)
 
-    async def _bind_one(self, claim: Claim, item: Wanted) -> None:
+    async def _bind_one(self, claim: Claim, item: Wanted, going_on: set[str]) -> None:
+        """going_on: holders whose runs are known not to be over; it grows."""
         refusal: EngineError | None = None
+        taken = 0
         for number in self._candidates(item):
+            if self._is_taken(item.protocol, item.host_ip, number, going_on):
+                taken, refusal = number, None
+                continue
             try:
                 made = await self._try(item.protocol, item.host_ip, number)
             except PortInUse as exc:
                 refusal = exc
                 continue
             claim.ports.append(Bound(item.protocol, item.host_ip, number, item.port, made))
-            self._taken.setdefault((item.protocol, number), []).append(claim)
+            self._taken.setdefault((item.protocol, number), []).append((claim, item.host_ip))
             # From now on it is released if anything fails.
             self._claims[claim.holder] = claim
             return
-        raise refusal if item.first and refusal else EngineError("all ports are allocated")
+        if not item.first:
+            raise EngineError("all ports are allocated")
+        shown_ip = f"[{item.host_ip}]" if ":" in item.host_ip else item.host_ip or "0.0.0.0"
+        raise refusal or PortInUse(f"Bind for {shown_ip}:{taken} failed: port is already allocated")
 
     def _candidates(self, item: Wanted) -> Iterable[int]:
         if item.first:
@@ -263,20 +274,19 @@ class Publisher:
         start = self._last + 1 if first <= self._last < last else first
         return itertools.chain(range(start, last + 1), range(first, start))
 
-    async def _try(self, protocol: str, host_ip: str, number: int) -> socket.socket | None:
-        for claim in list(self._taken.get((protocol, number), ())):
-            if not any(
-                overlap(port.host_ip, host_ip)
-                for port in claim.ports
-                if (port.protocol, port.port) == (protocol, number)
-            ):
-                continue
-            # Its exit is known, and the news has not come round to us yet.
-            if self._over(claim.holder):
+    def _is_taken(self, protocol: str, host_ip: str, number: int, going_on: set[str]) -> bool:
+        """Whether a run of ours has the port."""
+        for claim, other in list(self._taken.get((protocol, number), ())):
+            if overlap(other, host_ip):
+                # Its exit may be known, and the news not have come round to us yet.
+                if claim.holder in going_on or not self._over(claim.holder):
+                    going_on.add(claim.holder)
+                    return True
                 self.release(claim.holder)
-                continue
-            shown_ip = f"[{host_ip}]" if ":" in host_ip else host_ip or "0.0.0.0"
-            raise PortInUse(f"Bind for {shown_ip}:{number} failed: port is already allocated")
+        return False
+
+    async def _try(self, protocol: str, host_ip: str, number: int) -> socket.socket | None:
+        """A socket that has the port; PortInUse if another program has it."""
         released = self._released.pop((protocol, number), None)
         deadline = (released or 0.0) + _RETRIES
         while True:

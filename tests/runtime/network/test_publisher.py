@@ -1,0 +1,81 @@
+"""Publishing many ports, in a network namespace of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mooring.kit.errors import EngineError
+from mooring.kit.ports import Wanted
+from mooring.runtime.network import firewall
+from mooring.runtime.network.attendant import Attendant
+from mooring.runtime.network.ports.publisher import Publisher
+
+pytestmark = pytest.mark.kernel
+TABLE = "mooring-test"
+CLONE_NEWNET = 0x40000000
+
+
+class Holding(Attendant):
+    """Keeps the sockets itself, by holder."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.held: dict[str, list[int]] = {}
+
+    async def hold(
+        self, holder: str, targets: Sequence[tuple[str, int]], sockets: Sequence[socket.socket]
+    ) -> None:
+        self.held.setdefault(holder, []).extend(os.dup(sock.fileno()) for sock in sockets)
+
+    async def release(self, holder: str) -> None:
+        for descriptor in self.held.pop(holder, []):
+            os.close(descriptor)
+
+
+def test_a_range_is_shared_out_without_asking_for_each_port_who_is_still_there(
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+
+    def over(holder: str) -> bool:
+        asked.append(holder)
+        return holder == "gone.1"
+
+    async def publish() -> list[list[int]]:
+        attendant = Holding()
+        publisher = Publisher(TABLE, str(tmp_path), attendant, over)
+        found = []
+        for holder, count in (("one.1", 40), ("two.1", 60), ("gone.1", 20), ("new.1", 20)):
+            wanted = [Wanted("tcp", 1 + number, "", 20001, 20120) for number in range(count)]
+            ports = await publisher.publish(holder, wanted, address="10.1.0.2")
+            found.append([each[0].host_port for each in ports.values()])
+        with pytest.raises(EngineError, match=r"Bind for 0\.0\.0\.0:20120 failed: port is already"):
+            late = [Wanted("tcp", 1, "", 20001, 20120)]
+            await publisher.publish("late.1", late, address="10.1.0.3")
+        for holder in ("one.1", "two.1", "new.1"):
+            publisher.release(holder)
+        await publisher.close()
+        assert not attendant.held
+        return found
+
+    def in_a_namespace() -> list[list[int]]:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        text = firewall.text(TABLE)
+        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+        return asyncio.run(publish())
+
+    with ThreadPoolExecutor(1) as thread:
+        one, two, gone, new = thread.submit(in_a_namespace).result()
+    assert sorted(one + two + gone) == list(range(20001, 20121))
+    assert new == gone
+    assert len(asked) <= 10
