@@ -41,7 +41,7 @@ table inet {table} {{
   map ports6_at {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
   chain raw {{
     type filter hook prerouting priority raw; policy accept;
-    iifname @bridges ip daddr 127.0.0.0/8 drop
+    ip daddr 127.0.0.0/8 iifname @bridges drop
   }}
   chain publish {{
     dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
