@@ -290,8 +290,11 @@ class TestTail:
         assert self.lines(pipe, 150) == b"".join(b"line %d\n" % n for n in range(50, 200))
 
     @pytest.mark.parametrize("seed", range(5))
-    def test_against_random_frames(self, tmp_path: Path, seed: int) -> None:
+    def test_against_random_frames(
+        self, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         choose = random.Random(seed)
+        monkeypatch.setattr("mooring.shim.logread._FEW", choose.choice([3, 1000]))
         pipe = Pipe(tmp_path / "log", limit=choose.choice([300, 70_000]), keep=10_000)
         text = b"".join(
             b"%d:" % n + b"." * choose.choice([0, 3, 900]) + b"\n"

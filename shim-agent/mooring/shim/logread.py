@@ -24,6 +24,9 @@ from .frames import (
 )
 
 _BLOCK = 256 << 10
+_NEWLINE = 10
+_FEW = 1000
+"""Lines that are looked for one by one; more are counted first."""
 
 
 class RotatedAway(Exception):
@@ -116,19 +119,28 @@ class LogReader:
         newlines = lines + 1
         seen: set[int] = set()
         for anchor in reversed(self._anchors(upper)):
-            block = self._frames_between(anchor, upper)
-            for position, stream, time_ns, payload in reversed(block):
+            data = self._bytes(anchor, upper - anchor)
+            for position, stream, time_ns, payload in reversed(list(frames(data))):
                 if stream not in streams or not payload:
                     continue
+                begin = position + HEADER_SIZE
+                end = begin + len(payload)
                 if stream not in seen:
                     seen.add(stream)
-                    if not payload.endswith(b"\n"):
+                    if data[end - 1] != _NEWLINE:
                         newlines -= 1
-                found = payload.count(b"\n")
-                if found < newlines:
+                # A frame may hold a megabyte, and the lines be a few at its end.
+                if newlines > _FEW and (found := data.count(b"\n", begin, end)) < newlines:
                     newlines -= found
                     continue
-                return _cut_frame(position, stream, time_ns, payload, newlines)
+                at = end
+                while newlines and (before := data.rfind(b"\n", begin, at)) >= 0:
+                    at, newlines = before, newlines - 1
+                if newlines:
+                    continue
+                left = end - at - 1
+                header = HEADER.pack(MAGIC, stream, 0, left, time_ns) if left else b""
+                return anchor + at + 1 - (HEADER_SIZE if left else 0), header
             upper = anchor
         return upper, b""
 
@@ -301,13 +313,6 @@ class LogReader:
             yield start, stream, time_ns, length
             start += HEADER_SIZE + length
 
-    def _frames_between(self, start: int, upper: int) -> list[tuple[int, int, int, bytes]]:
-        data = self._bytes(start, upper - start)
-        return [
-            (start + at, stream, time_ns, bytes(payload))
-            for at, stream, time_ns, payload in frames(data)
-        ]
-
 
 def frames(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
     """(position, stream, time_ns, payload) of the whole frames that `data` begins with."""
@@ -320,16 +325,3 @@ def frames(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
             return
         yield position, stream, time_ns, view[position + HEADER_SIZE : following]
         position = following
-
-
-def _cut_frame(
-    position: int, stream: int, time_ns: int, payload: bytes, newlines: int
-) -> tuple[int, bytes]:
-    """The place right behind the `newlines`-th newline of the payload, counted from its end."""
-    at = len(payload)
-    for _ in range(newlines):
-        at = payload.rindex(b"\n", 0, at)
-    at += 1
-    if at == len(payload):
-        return position + HEADER_SIZE + at, b""
-    return position + at, HEADER.pack(MAGIC, stream, 0, len(payload) - at, time_ns)
