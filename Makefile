@@ -3,7 +3,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-systemd lint unit bench clean
+.PHONY: demo test test-systemd torture torture-systemd systemd-host lint unit bench clean
 
 demo: $(VENV)/.installed
 	$(PY) demo/demo.py
@@ -18,10 +18,21 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 # The engine as units of a real systemd, in a host that systemd-nspawn boots (built once, 2 minutes).
-test-systemd: $(VENV)/.installed
+test-systemd: systemd-host
+	$(PY) -m pytest -m systemd tests/systemd
+
+systemd-host: $(VENV)/.installed
 	tools/install-packages systemd-container debootstrap dbus libsystemd-dev pkg-config gcc python3-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,nats,systemd]'
-	$(PY) -m pytest -m systemd tests/systemd
+
+# Everything that clients do while random processes of the engine are killed (tests/torture): an engine
+# of its own, then one in a systemd host. `make torture TORTURE_SECONDS=60` is a short one.
+TORTURE_SECONDS := 600
+torture: $(VENV)/.installed
+	PYTHONPATH=demo $(PY) -m tests.torture --seconds $(TORTURE_SECONDS)
+
+torture-systemd: systemd-host
+	MOORING_SYSTEMD_TORTURE_SECONDS=$(TORTURE_SECONDS) $(PY) -m pytest -m systemd -rP tests/systemd/test_torture.py
 
 # What needs no root and no engine, for a quick look while working.
 unit: $(VENV)/.installed

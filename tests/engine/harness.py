@@ -217,15 +217,14 @@ class Engine:
     def leftovers(self) -> list[str]:
         """Everything in the kernel and on disk that no container owns any more."""
         found = []
-        mark = str(self.folder)
         # The engine's own, for run directories.
         runs = f"mooring {self.run}/shims "
         found += [
             line
             for line in Path("/proc/self/mounts").read_text().splitlines()
-            if mark in line and not line.startswith(runs)
+            if any(mark in line for mark in self.marks()) and not line.startswith(runs)
         ]
-        for pattern in (f"{self.instance}/*", f"*/{self.instance}/*"):
+        for pattern in self.cgroup_patterns():
             for path in Path("/sys/fs/cgroup").glob(pattern):
                 if path.is_dir() and not path.name.startswith("warm."):
                     found.append(f"cgroup {path}")
@@ -234,6 +233,14 @@ class Engine:
         network = self.state / "network"
         found += [f"lease {path.name}" for path in network.glob("**/leases/*")]
         return found
+
+    def marks(self) -> tuple[str, ...]:
+        """What every mount of this engine has in its line."""
+        return (str(self.folder),)
+
+    def cgroup_patterns(self) -> tuple[str, ...]:
+        """Where its containers' cgroups are, in version 2 and in version 1."""
+        return f"{self.instance}/*", f"*/{self.instance}/*"
 
     @property
     def instance(self) -> str:

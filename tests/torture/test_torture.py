@@ -1,4 +1,4 @@
-"""One minute of torture in embedded mode; `python -m tests.torture` for as long as you like."""
+"""The torture in embedded mode, as long as CI has time for; `make torture` is ten minutes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pytest
 
 from tests.engine.harness import engine
 
-from .torture import torture
+from .torture import KINDS, torture
 
-pytestmark = [pytest.mark.kernel, pytest.mark.fault, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.fault, pytest.mark.timeout(900)]
 
 
 def test_nothing_is_lost_doubled_or_left_behind() -> None:
     seconds = float(os.environ.get("MOORING_TORTURE_SECONDS", "60"))
     seed = int(os.environ.get("MOORING_TEST_SEED", time.time_ns() % 100_000))
     with engine() as made:
-        report = torture(made, seconds, 1, seed, shims=True)
+        report = torture(made, seconds, 1, seed)
+        print(report)
         assert not report.wrong, f"{report}\n{made.logs()[-5000:]}"
-    assert all(report.done[kind] for kind in ("follow", "attach", "exec"))
+    assert all(report.counts[kind.kind] for kind in KINDS)

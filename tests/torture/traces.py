@@ -1,0 +1,75 @@
+"""What an engine has in the kernel and with its process manager, beside what containers own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.engine.harness import Engine
+
+KEEPS = ("shim-agent", "network", "runtime")
+"""The services that have descriptors kept for them, each for something of a container.
+
+The gateway keeps pipes for as many sessions as there were at one time; sessions are counted."""
+_SLOT = 8192
+"""Bytes of a session in the gateway's memory, the first of which says whether it counts."""
+
+
+def traces(engine: Engine) -> Counter[str]:
+    """How much there is of each kind."""
+    found: Counter[str] = Counter()
+    for service in KEEPS:
+        with contextlib.suppress(StopIteration, KeyError):
+            found[f"descriptors kept for {service}"] = engine.stored(service)
+    with contextlib.suppress(OSError, KeyError, StopIteration):
+        found["sessions"] = _sessions(engine.pids()["gateway"])
+    for path in Path("/sys/class/net").iterdir():
+        if path.name.startswith(("mrv", "br-")):
+            found[f"links {path.name[:3]}…"] += 1
+    for record in _table(engine.instance):
+        for kind in ("set", "map"):
+            if kind in record:
+                name, elements = record[kind]["name"], record[kind].get("elem", [])
+                found[f"elements of {name}"] = len(elements)
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/{entry}/comm").read_text().strip()
+            if name.startswith("mooring-") and _belongs(entry, engine):
+                found[f"processes {name}"] += 1
+    return found
+
+
+def _sessions(gateway: int) -> int:
+    """How many clients it is to go on with."""
+    descriptors = Path(f"/proc/{gateway}/fd").iterdir()
+    table = next(path for path in descriptors if "mooring-sessions" in os.readlink(path))
+    return sum(map(bool, table.read_bytes()[::_SLOT]))
+
+
+def _table(instance: str) -> list[dict[str, dict[str, Any]]]:
+    command = ["nft", "-j", "list", "ruleset"]
+    out = subprocess.run(command, capture_output=True, text=True).stdout
+    records = json.loads(out)["nftables"] if out else []
+    return [r for r in records if any(v.get("table") == instance for v in r.values())]
+
+
+def _belongs(pid: str, engine: Engine) -> bool:
+    """Whether a process is this engine's, not another one's on the same machine."""
+    said = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+    # A shim works in its run directory.
+    said += os.fsencode(os.readlink(f"/proc/{pid}/cwd"))
+    return any(mark.encode() in said for mark in engine.marks())
+
+
+def more(before: Counter[str], after: Counter[str]) -> list[str]:
+    """What there is more of than before."""
+    return [
+        f"{what}: {count}, {before[what]} before"
+        for what, count in sorted(after.items())
+        if count > before[what]
+    ]
