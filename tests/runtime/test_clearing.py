@@ -118,17 +118,35 @@ async def test_a_fenced_run_can_never_be_found_again(layout: Layout, reaper: Rea
         stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    assert reaper.fence(ID, 1)
+    assert await reaper.fence(ID, 1)
     await shim.communicate(b"go\n")
     assert shim.returncode == 7
     assert not list(Path(layout.shims).glob("[!.]*"))
     assert not os.listdir(layout.run_trash)
-    assert reaper.fence(ID, 1)
+    assert await reaper.fence(ID, 1)
+
+
+async def test_who_is_at_work_on_a_half_made_run_is_waited_for(
+    layout: Layout, reaper: Reaper
+) -> None:
+    """What it takes back, a cgroup and the end of a log, has the names of the next attempt."""
+    directory = Path(layout.run_directory(ID, 1))
+    directory.mkdir()
+    at_work = await asyncio.create_subprocess_exec("sleep", "100")
+    said = {"pid": at_work.pid, "start": start_time(at_work.pid)}
+    (directory / "busy").write_text(json.dumps(said))
+    fencing = asyncio.create_task(reaper.fence(ID, 1))
+    done, _ = await asyncio.wait({fencing}, timeout=0.05)
+    assert not done
+    at_work.kill()
+    await at_work.wait()
+    assert await fencing
+    assert not directory.exists()
 
 
 async def test_a_run_whose_program_is_started_is_not_fenced(layout: Layout, reaper: Reaper) -> None:
     directory = make_run(layout)
-    assert not reaper.fence(ID, 1)
+    assert not await reaper.fence(ID, 1)
     assert (directory / "shim.json").exists()
 
 

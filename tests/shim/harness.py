@@ -79,6 +79,7 @@ class Container:
             "id": "c",
             "run": run,
             "dir": str(self.directory),
+            "inode": self.directory.stat().st_ino,
             "bundle": str(self.bundle),
             "log_dir": str(self.log),
             "log_max_size": 64 << 20,

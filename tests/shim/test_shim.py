@@ -68,7 +68,7 @@ def test_a_program_that_is_not_there_leaves_no_run(run: Run) -> None:
     assert (error["kind"], error["exit_code"]) == ("invalid_parameter", 127)
     assert "/nope" in error["message"]
     eventually(lambda: not Path(f"/proc/{container.shim}").exists())
-    assert os.listdir(container.directory) == []
+    assert set(os.listdir(container.directory)) <= {"busy"}
     assert [s for s, _ in everything(container.reader())] == [16, 17]
 
 

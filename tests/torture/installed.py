@@ -39,9 +39,9 @@ class Installed(Engine):
         found = self._show("MainPID", *SERVICES, *KEEPERS)
         return {name: pid for name, pid in found.items() if pid}
 
-    def stored(self, service: str) -> int:
-        """How many descriptors systemd keeps for a service."""
-        return self._show("NFileDescriptorStore", service)[service]
+    def kept(self, *services: str) -> dict[str, int]:
+        """How many descriptors systemd keeps for each of these services."""
+        return self._show("NFileDescriptorStore", *services)
 
     def status(self) -> Any:
         done = self.mooring("status", "--json")

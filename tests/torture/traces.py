@@ -12,6 +12,8 @@ from typing import Any
 
 from tests.engine.harness import Engine
 
+from .installed import Installed
+
 KEEPS = ("shim-agent", "network", "runtime")
 """The services that have descriptors kept for them, each for something of a container.
 
@@ -23,9 +25,8 @@ _SLOT = 8192
 def traces(engine: Engine) -> Counter[str]:
     """How much there is of each kind."""
     found: Counter[str] = Counter()
-    for service in KEEPS:
-        with contextlib.suppress(StopIteration, KeyError):
-            found[f"descriptors kept for {service}"] = engine.stored(service)
+    for service, count in stored(engine).items():
+        found[f"descriptors kept for {service}"] = count
     with contextlib.suppress(OSError, KeyError, StopIteration):
         found["sessions"] = _sessions(engine.pids()["gateway"])
     for path in Path("/sys/class/net").iterdir():
@@ -42,6 +43,14 @@ def traces(engine: Engine) -> Counter[str]:
             if name.startswith("mooring-") and _belongs(entry, engine):
                 found[f"processes {name}"] += 1
     return found
+
+
+def stored(engine: Engine) -> dict[str, int]:
+    """How many descriptors the process manager keeps for each service."""
+    if isinstance(engine, Installed):
+        return engine.kept(*KEEPS)
+    listed = {service["name"]: service["stored"] for service in engine.status()["services"]}
+    return {service: listed.get(service, 0) for service in KEEPS}
 
 
 def _sessions(gateway: int) -> int:

@@ -360,6 +360,7 @@ class Containers:
             "id": record.id,
             "run": request.run,
             "dir": directory,
+            "inode": os.stat(directory).st_ino,
             "bundle": directory,
             "log_dir": f"{container}/log",
             "log_max_size": size,
@@ -407,7 +408,7 @@ class Containers:
 
     async def _undo(self, id_: str, run: int, cgroup: str) -> None:
         """Take back a run whose program never ran; one that did run after all is left alone."""
-        if self._parts.reaper.fence(id_, run):
+        if await self._parts.reaper.fence(id_, run):
             await self._parts.reaper.remove_cgroup(cgroup)
             self._parts.networks.detach(f"{id_}.{run}")
             await self._parts.volumes.release(f"{id_}.{run}")

@@ -224,7 +224,8 @@ class Making:
             "started_ns": time.time_ns(),
         }
         named = {name: fd for name, fd in self._everything().items() if name != "root"}
-        packet = {"path": f"{self._directory}/", "unexecuted": machine.LINK, "names": list(named)}
+        place = {"path": f"{self._directory}/", "inode": self._message["inode"]}
+        packet = {**place, "unexecuted": machine.LINK, "names": list(named)}
         send_with(self.shim.socket, join({**self._record, **packet}), list(named.values()))
         self._given = True
         faults.point("runtime.start.given")

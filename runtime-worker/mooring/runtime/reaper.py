@@ -17,8 +17,9 @@ from .layout import Layout
 from .locks import KeyedLocks
 from .oci import cgroups
 from .oci.errors import OciError
-from .runs import ACKNOWLEDGED, Run, Runs, Stage, execs_unacknowledged
+from .runs import ACKNOWLEDGED, Run, Runs, Stage, at_work, execs_unacknowledged
 from .sandbox import Networks
+from .waiting import until_gone
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,19 @@ class Reaper:
 
     # --- used by commands ---
 
-    def fence(self, id_: str, run: int) -> bool:
+    async def fence(self, id_: str, run: int) -> bool:
         """Take the directory of a half-made run away; False if its program runs after all.
 
         A shim that is still at work on it has it as its working directory: once that is
-        deleted it can't write shim.json, and without that it does not execute the program.
+        deleted it can't write shim.json, and without that it does not execute the program. One
+        that says there that it is at work is waited for: what it takes back (the log's end, a
+        cgroup) has the names that the next attempt at this run will use. Who comes later finds
+        no directory, or another one.
         """
         directory = self._layout.run_directory(id_, run)
         taken = f"{self._layout.run_trash}/{id_}.{run}.{os.getpid()}.{time.monotonic_ns()}"
+        # Here first: a worker that is killed while it waits leaves the same to the next one.
+        await until_gone(*at_work(directory))
         try:
             os.rename(directory, taken)
         except FileNotFoundError:
@@ -75,6 +81,7 @@ class Reaper:
             if os.path.exists(f"{taken}/shim.json"):
                 os.rename(taken, directory)
                 return False
+            await until_gone(*at_work(taken))
             for name in os.listdir(taken):
                 if name != "shim.json":
                     with contextlib.suppress(FileNotFoundError):
@@ -150,7 +157,7 @@ class Reaper:
         for id_, run in list(self._runs):
             holder = f"{id_}.{run}"
             found = self._runs.find(id_, run)
-            if found is not None and found.stage is Stage.HALF and self.fence(id_, run):
+            if found is not None and found.stage is Stage.HALF and await self.fence(id_, run):
                 logger.info("undone: half-made run %s", holder)
                 found = None
             if found is None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from mooring.kit.models.network import NetworkState
 
+BUSY = "busy"
+"""The shim's BUSY; its modules are for its own process."""
 EXIT, ACKNOWLEDGED = "exit.json", "exit.acked"
 NETWORK = "network.msgpack"
 
@@ -89,6 +91,12 @@ def read(directory: str, id_: str, run: int) -> Run | None:
         started_ns=int(shim["started_ns"]),
         cgroup=str(shim.get("cgroup") or ""),
     )
+
+
+def at_work(directory: str) -> tuple[int, int]:
+    """Who said that it is at work on a half-made run: pid and start time, 0 for nobody."""
+    found = _json(f"{directory}/{BUSY}") or {"pid": 0, "start": 0}
+    return int(found["pid"]), int(found["start"])
 
 
 def execs_unacknowledged(directory: str) -> bool:

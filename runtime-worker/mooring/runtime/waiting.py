@@ -35,6 +35,8 @@ async def until_ended(run: Run) -> None:
 
 async def until_gone(pid: int, start: int) -> None:
     """Wait until a process has ended, 10 s at most; start is its start time (runs.start_time)."""
+    if not pid:
+        return
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

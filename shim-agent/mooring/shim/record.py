@@ -7,6 +7,8 @@ import os
 from .packets import dump
 from .rawsignal import SIGKILL
 
+BUSY = "busy"
+"""The file that says who is at work on a half-made run: it is not made again before that ends."""
 _faults = os.environ.get("MOORING_FAULTS", "")
 
 
@@ -43,6 +45,22 @@ def write_record(path: str, record: dict[str, object]) -> None:
     finally:
         os.close(fd)
     os.rename(temporary, path)
+
+
+def claim(inode: int) -> bool:
+    """Say that this process is at work on the run whose directory this one works in.
+
+    False if it is not that run's any more: the worker has taken a half-made run's directory away
+    (it does not wait for who comes too late), or made another one of the same name since.
+    """
+    if os.stat(".").st_ino != inode:
+        return False
+    pid = os.getpid()
+    try:
+        write_record(BUSY, {"pid": pid, "start": start_time(pid)})
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def mark_executed() -> None:

@@ -213,6 +213,7 @@ def _start(directory: str, number: int, runtime: Any) -> None:
         "id": "rehearsal",
         "run": number,
         "dir": run,
+        "inode": os.stat(run).st_ino,
         "bundle": run,
         "log_dir": f"{run}/log",
         "log_max_size": 1 << 20,

@@ -23,7 +23,7 @@ from .packets import dump, parse
 from .pins import Pins
 from .processes import NOT_EXECUTED, executed, exit_status, open_input, record_streams
 from .rawsignal import SIGKILL, pidfd_send_signal
-from .record import fault, mark_executed, write_record
+from .record import claim, fault, mark_executed, write_record
 from .stdin import Input
 from .stdio import Recorder
 from .warm import NOTHING_STARTED, read
@@ -420,6 +420,11 @@ def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) ->
     sleeper.close()
     packets.close()
     os.chdir(os.path.dirname(record.pop("path")))
+    inode = record.pop("inode")
+    if not packet and not claim(inode):
+        # Undone already, and perhaps made again: nothing of that is this one's to touch.
+        pidfd_send_signal(named["pidfd"], SIGKILL)
+        return
     gc.enable()
     shim = Shim(oci, record, named, record.pop("unexecuted", ""))
     if helper:

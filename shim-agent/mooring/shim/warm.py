@@ -25,7 +25,7 @@ from .log import LogWriter
 from .loop import READ
 from .packets import dump, join, parse
 from .processes import Streams
-from .record import fault, mark_executed, start_time, write_record
+from .record import claim, fault, mark_executed, start_time, write_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Start:
         try:
             # Every path of the run directory is relative from here on, and short enough for bind.
             os.chdir(request["dir"])
+            if not claim(request["inode"]):
+                raise RuntimeError("the run was undone")
             fault("shim.started")
             spec = parse(read(request["bundle"] + "/config.json"))
             self._record = {"version": 1, **{name: request.get(name) for name in KEPT}}
@@ -168,11 +170,14 @@ class Start:
         }
         send_with(
             self._shim,
-            join({**self._record, "path": f"{os.getcwd()}/", "names": list(self._fds)}),
+            join({**self._record, **self._place(), "names": list(self._fds)}),
             list(self._fds.values()),
         )
         fault("shim.before_exec")
         write_record("shim.json", self._record)
+
+    def _place(self) -> dict[str, Any]:
+        return {"path": f"{os.getcwd()}/", "inode": self._request["inode"]}
 
     def _executed(self, running: Running) -> None:
         """The program runs: the shim gets the rest, the agent hears of it."""
