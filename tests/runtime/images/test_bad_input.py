@@ -15,7 +15,7 @@ from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.errors import EngineError, InvalidParameter
 from mooring.kit.models.image import ImportImage
-from mooring.runtime.images import service
+from mooring.runtime.images import extract, service
 from mooring.runtime.images.service import ImageService
 from mooring.runtime.images.store import spread
 from mooring.runtime.images.tar import DIRECTORY, REGULAR
@@ -46,6 +46,25 @@ def test_a_hundred_thousand_files_arrive(tmp_path: Path) -> None:
     (made,) = tmp_path.glob("layer-*")
     assert len(os.listdir(made / "fs/99")) == 1000
     subprocess.run(["rm", "-rf", made], check=True)
+
+
+def test_parents_without_an_entry_count_as_files(tmp_path: Path) -> None:
+    deep = header(b"d/" * 500 + b"f", REGULAR) + header(b"g", REGULAR) + END
+    with pytest.raises(BadArchive, match=r"more than 400 files \(setting image_max_layer_files\)"):
+        _unpack(tmp_path, deep, max_files=400)
+
+
+@pytest.mark.parametrize("kind", ["implied", "told"])
+def test_names_of_directories_are_kept_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(extract, "_IMPLIED" if kind == "implied" else "_NAMES", 10_000)
+    paths = [b"%d/" % number + b"d/" * 50 for number in range(10)]
+    parts = [header(p + b"f", REGULAR) for p in paths]
+    if kind == "told":
+        parts = [header(b"%d" % n + b"d" * 200 + b"/", DIRECTORY, mode=0o755) for n in range(60)]
+    with pytest.raises(BadArchive, match="names of a layer's directories are too long together"):
+        _unpack(tmp_path, b"".join([*parts, END]))
 
 
 LIES = {

@@ -195,6 +195,15 @@ def test_what_is_no_archive_is_refused(data: bytes, words: str) -> None:
         _members(data)
 
 
+def test_what_holds_for_all_that_follows_has_a_limit() -> None:
+    blocks = [
+        tarfile.TarInfo.create_pax_global_header({f"comment{number}": "x" * 1000})
+        for number in range(100)
+    ]
+    with pytest.raises(TarError, match="header field too long"):
+        _members(b"".join(blocks))
+
+
 def test_a_describing_header_has_a_limit() -> None:
     header = _spoiled(156, b"x")
     large = bytearray(header[:512])

@@ -175,6 +175,25 @@ def test_the_later_of_two_entries_counts(target: Layer) -> None:
     assert (target.files / "f").is_dir() and not (target.files / "f").is_symlink()
 
 
+def test_what_takes_the_place_of_a_directory_has_nothing_of_it(target: Layer) -> None:
+    result = target.unpack(
+        layer(
+            [
+                Entry("d/", "dir", mtime=1_500_000_000),
+                Entry("d/e/", "dir"),
+                Entry("d", data=b"a file", mtime=1_600_000_000),
+                Entry("i/j/f"),
+                Entry("i", "symlink", link="t"),
+                Entry("t/", "dir"),
+                Entry("t/j/", "dir", mtime=1_550_000_000),
+            ]
+        )
+    )
+    assert result.implied == (b".",)
+    assert os.stat(target.files / "d").st_mtime == 1_600_000_000
+    assert os.stat(target.files / "t/j").st_mtime == 1_550_000_000
+
+
 def test_parents_without_an_entry_are_made_and_reported(target: Layer) -> None:
     result = target.unpack(layer([Entry("a/b/c/file"), Entry("a/", "dir", mode=0o700)]))
     assert result.implied == (b".", b"a/b", b"a/b/c")
@@ -239,6 +258,15 @@ def test_overlays_own_attributes_are_not_taken(target: Layer) -> None:
         ([Entry("h/i", "link", link="absent")], "link /absent /h/i: no such file or directory"),
         ([Entry("a/.wh..")], "invalid whiteout name"),
         ([Entry("a", uid=(1 << 32) + 5)], "archive/tar: invalid tar header"),
+        ([Entry("a"), Entry("a/.wh.b")], "cannot extract /a/.wh.b: not a directory"),
+        ([Entry("a"), Entry("a/.wh..wh..opq")], "cannot extract /a/.wh..wh..opq: not a directory"),
+        ([Entry(".wh." + "n" * 300)], "cannot extract /.wh.nnn.*: file name too long"),
+        (
+            [Entry("a", pax={"SCHILY.xattr.user.big": "x" * 70_000})],
+            "cannot extract /a: argument list too long",
+        ),
+        ([Entry("n" * 5000)], "^n{64}: file name too long$"),
+        ([Entry("s", "symlink", link="n" * 5000)], "^s: file name too long$"),
     ],
 )
 def test_what_cannot_be_a_layer_is_refused(target: Layer, entries: list[Entry], words: str) -> None:

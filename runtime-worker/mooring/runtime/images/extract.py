@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .tar import (
@@ -44,8 +45,18 @@ _FAULTS = {
     errno.EXDEV,
     errno.EMLINK,
     errno.EINVAL,
+    errno.E2BIG,
+    errno.ERANGE,
+    errno.EFBIG,
 }
-"""What only the archive's own names can cause here."""
+"""What only the archive's own names, attributes and sizes can cause here."""
+
+_NAMES = 256 << 20
+"""Bytes of the names of all directories, which are kept to the end."""
+_IMPLIED = 16 << 20
+"""Bytes of the names of those without an entry of their own, which are told to others."""
+_SHOWN = 256
+"""Characters of a name that an error quotes."""
 
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -100,6 +111,7 @@ class _Extraction:
         self._implied: dict[bytes, None] = {}
         self._directories: dict[bytes, int] = {}
         """Modification times in ns, set at the end: every entry made in one changes it."""
+        self._names_size = self._implied_size = 0
         self._whiteouts: set[bytes] = set()
         self._group_inherited = False
 
@@ -112,39 +124,41 @@ class _Extraction:
                 self._directory(b".", member)
             return
         base = name.rpartition(b"/")[2]
-        if base.startswith(_WHITEOUT):
-            self._whiteout(name, base)
-            return
         try:
-            try:
-                self._make(name, member)
-            except FileNotFoundError:
-                if member.type == HARD_LINK and not self._lacks_parent(name):
-                    raise
-                self._parents(name)
-                self._make(name, member)
-            except FileExistsError:
-                self._clear(name)
-                self._make(name, member)
+            if base.startswith(_WHITEOUT):
+                self._whiteout(name, base)
+                return
+            self._place(name, member)
+            if self._whiteouts:
+                self._uncover(name, member)
         except OSError as exc:
             raise _refused(name, member, exc) from exc
         except OverflowError as exc:
             # An owner, device or time that the kernel has no room for.
             raise invalid_header() from exc
-        if self._whiteouts:
-            self._uncover(name, member)
 
     def finish(self) -> None:
         """Set what later entries would have changed again."""
         for name in reversed(self._directories):
             time = self._directories[name]
-            try:
+            with suppress(FileNotFoundError, NotADirectoryError):
                 os.utime(name, ns=(time, time), follow_symlinks=False)
-            except FileNotFoundError:
-                continue
         # The root directory, too: an overlay shows that of its uppermost layer.
         self._implied = {b".": None, **self._implied}
         self.result.implied = [n for n in self._implied if n not in self._directories]
+
+    def _place(self, name: bytes, member: Member) -> None:
+        """Make it, whatever is, or is not yet, where it goes."""
+        try:
+            self._make(name, member)
+        except FileNotFoundError:
+            if member.type == HARD_LINK and not self._lacks_parent(name):
+                raise
+            self._parents(name)
+            self._make(name, member)
+        except FileExistsError:
+            self._clear(name)
+            self._make(name, member)
 
     def _make(self, name: bytes, member: Member) -> None:
         kind = member.type
@@ -222,6 +236,8 @@ class _Extraction:
             self._group_inherited = True
         if member.xattrs:
             _set_xattrs(name, member.xattrs)
+        if name not in self._directories:
+            self._named(name)
         self._directories[name] = member.mtime_ns
 
     def _attributes(self, name: bytes, member: Member) -> None:
@@ -249,15 +265,29 @@ class _Extraction:
             except FileExistsError:
                 pass
             else:
-                self._implied[parent] = None
+                self._imply(parent)
             position = name.find(b"/", position + 1)
+
+    def _imply(self, parent: bytes) -> None:
+        """A directory was made that the archive has no entry for (yet): it counts like one."""
+        self.result.entries += 1
+        self._implied[parent] = None
+        self._implied_size += len(parent)
+        self._named(parent)
+
+    def _named(self, name: bytes) -> None:
+        self._names_size += len(name)
+        if self._names_size > _NAMES or self._implied_size > _IMPLIED:
+            raise LimitExceeded("the names of a layer's directories are too long together")
 
     def _clear(self, name: bytes) -> None:
         """A later entry of the same name takes the place of an earlier one."""
-        if stat.S_ISDIR(os.lstat(name).st_mode):
-            _remove_tree(name)
-        else:
+        if not stat.S_ISDIR(os.lstat(name).st_mode):
             os.unlink(name)
+            return
+        for removed in _remove_tree(name):
+            self._directories.pop(removed, None)
+            self._implied.pop(removed, None)
 
     def _whiteout(self, name: bytes, base: bytes) -> None:
         directory = name[: -len(base)]
@@ -329,8 +359,8 @@ def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes]) -> None:
                 raise
 
 
-def _remove_tree(name: bytes) -> None:
-    """Without recursion: an archive decides how deep this goes."""
+def _remove_tree(name: bytes) -> list[bytes]:
+    """Without recursion: an archive decides how deep this goes. The directories that went."""
     pending, directories = [name], []
     while pending:
         directory = pending.pop()
@@ -343,6 +373,7 @@ def _remove_tree(name: bytes) -> None:
                     os.unlink(entry.path)
     for directory in reversed(directories):
         os.rmdir(directory)
+    return directories
 
 
 def _refused(name: bytes, member: Member, exc: OSError) -> Exception:
@@ -357,4 +388,5 @@ def _refused(name: bytes, member: Member, exc: OSError) -> Exception:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
+    text = name.decode("utf-8", "backslashreplace")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

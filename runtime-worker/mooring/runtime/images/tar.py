@@ -15,6 +15,10 @@ BLOCK = 512
 CHUNK = 1 << 20
 _SPECIAL_LIMIT = 1 << 20
 """A header that describes another one (long name, PAX records) is refused above this."""
+_GLOBAL_LIMIT = 1 << 16
+"""Bytes of the PAX records that hold for all that follows: each member is looked at with them."""
+_NAME_LIMIT = 4096
+"""Bytes of a name or of a link's target; the kernel takes no more."""
 _SPARSE_LIMIT = 1 << 16
 
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
@@ -42,6 +46,10 @@ def invalid_header() -> TarError:
 def unexpected_end() -> TarError:
     """What a stream that stops in the middle is called."""
     return TarError("unexpected EOF")
+
+
+def _too_long() -> TarError:
+    return TarError("archive/tar: header field too long")
 
 
 class Extent(NamedTuple):
@@ -121,6 +129,8 @@ class TarReader:
                 records = _pax_records(self._special(member.size))
                 if kind == _PAX_GLOBAL:
                     self._globals.update(records)
+                    if sum(len(k) + len(v) for k, v in self._globals.items()) > _GLOBAL_LIMIT:
+                        raise _too_long()
                 else:
                     pax = records
             elif kind == _GNU_LONG_NAME:
@@ -140,6 +150,8 @@ class TarReader:
         if pax:
             _apply_pax(member, pax)
         self._finish(member, block, pax)
+        if len(member.name) > _NAME_LIMIT or len(member.link) > _NAME_LIMIT:
+            raise TarError(f"{member.name[:64].decode('utf-8', 'replace')}: file name too long")
         return member
 
     def data(self, limit: int = CHUNK) -> memoryview:
@@ -253,7 +265,7 @@ class TarReader:
 
     def _special(self, size: int) -> bytes:
         if size > _SPECIAL_LIMIT:
-            raise TarError("archive/tar: header field too long")
+            raise _too_long()
         data = self._take(size)
         self._take(-size % BLOCK)
         return data
@@ -382,7 +394,7 @@ def _apply_pax(member: Member, pax: dict[bytes, bytes]) -> None:
                 member.gid = _decimal(value)
             case b"mtime":
                 member.mtime_ns = _nanoseconds(value)
-            case _ if key.startswith(_XATTR) and len(key) > len(_XATTR):
+            case _ if key.startswith(_XATTR) and len(key) > len(_XATTR) and 0 not in key:
                 if member.xattrs is None:
                     member.xattrs = {}
                 member.xattrs[key[len(_XATTR) :]] = value

@@ -130,7 +130,7 @@ class Unpacker:
             os.close(hears)
             os.close(says)
         os.set_blocking(growth, False)
-        reader = asyncio.StreamReader(limit=1 << 26)
+        reader = asyncio.StreamReader(limit=1 << 27)
         # To its end whatever happens: broken off, uvloop closes the descriptor and leaves the
         # file object to close it once more, when its number may be another file's.
         connecting = asyncio.ensure_future(
