@@ -79,6 +79,21 @@ def test_the_old_layout_with_links_between_its_layers(store: ImageStore) -> None
     assert not store.blob(digest(BASE)).exists()
 
 
+def test_a_layer_that_is_unpacked_before_the_archive_is_whole_holds_nothing_open(
+    store: ImageStore,
+) -> None:
+    job = store.new_job()
+    incoming = Incoming(job, Limits())
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        pieces = iter([layer([Entry(f"f{number}")])])
+        assert incoming.receive(job / str(number), lambda p=pieces: next(p, b"")) is None
+        for child in incoming._running.values():
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert len(os.listdir("/proc/self/fd")) - before <= 4
+    assert len(dict(incoming.results())) == 20
+
+
 def test_links_in_a_circle_are_a_missing_file(store: ImageStore) -> None:
     with pytest.raises(BadArchive, match=r"open manifest\.json: no such file or directory"):
         _load(store, archive({}, {"manifest.json": "a", "a": "manifest.json"}))

@@ -24,6 +24,8 @@ Known = Callable[[str], bool]
 """Whether the layer of a blob with this digest is unpacked here."""
 
 _MEMBERS = 1 << 16
+_NAMES = 32 << 20
+"""Bytes of the names of all members and of what links lead to."""
 _JSON_LIMIT = 16 << 20
 _LINKS = 16
 _INDEX_DEPTH = 8
@@ -168,9 +170,11 @@ def receive(read: Read, directory: Path, incoming: Incoming, known: Known) -> Ar
     files: dict[str, Blob] = {}
     paths: dict[str, Path] = {}
     links: dict[str, str] = {}
+    names = 0
     for number, member in enumerate(reader):
-        if number >= _MEMBERS:
-            raise BadArchive(f"more than {_MEMBERS} files in an image archive")
+        names += len(member.name) + len(member.link)
+        if number >= _MEMBERS or names > _NAMES:
+            raise BadArchive(f"more than {_MEMBERS} files, or too long names, in an image archive")
         name = _clean(_text(member.name))
         if member.type == REGULAR and member.sparse is None:
             path = directory / str(number)

@@ -53,6 +53,8 @@ class Incoming:
     def __init__(self, job: Path, limits: Limits) -> None:
         self._job, self._limits = job, limits
         self._running: dict[Path, Unpacking] = {}
+        self._done: dict[Path, Layer | BadArchive] = {}
+        """Of children that have ended: each of them would go on holding two descriptors."""
         self._serial = 0
 
     def receive(self, path: Path, pieces: Pieces, *, layer: bool | None = None) -> Blob | None:
@@ -91,6 +93,10 @@ class Incoming:
 
     def result(self, path: Path) -> Layer:
         """Wait until a file is unpacked; BadArchive, OSError."""
+        if (done := self._done.pop(path, None)) is not None:
+            if isinstance(done, BadArchive):
+                raise done
+            return done
         child = self._running.pop(path)
         unpacked = child.finish()
         target = Path(child.job.target)
@@ -103,19 +109,24 @@ class Incoming:
 
     def results(self) -> Iterator[tuple[Path, Layer | BadArchive]]:
         """Wait for everything that was begun."""
-        for path in list(self._running):
-            try:
-                yield path, self.result(path)
-            except BadArchive as exc:
-                yield path, exc
+        for path in [*self._done, *self._running]:
+            yield path, self._result_or_fault(path)
 
     def abort(self) -> None:
         """End what is still being unpacked."""
         while self._running:
             self._running.popitem()[1].abort()
 
+    def _result_or_fault(self, path: Path) -> Layer | BadArchive:
+        try:
+            return self.result(path)
+        except BadArchive as exc:
+            return exc
+
     def _begin(self, path: Path, compression: Compression) -> Unpacking | None:
-        if sum(not child.ended for child in self._running.values()) >= _AT_ONCE:
+        for ended in [path for path, child in self._running.items() if child.ended]:
+            self._done[ended] = self._result_or_fault(ended)
+        if len(self._running) >= _AT_ONCE:
             return None
         child = start(self._job_for(path, compression), whole=False)
         self._running[path] = child
