@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mooring.runtime.build import context as context_module
 from mooring.runtime.build.context import BadContext, Context
 from mooring.runtime.build.tree import Kind, digest, resolve, walk
 
@@ -130,6 +131,16 @@ def test_an_ignore_file_applies_to_what_clients_always_send_or_to_all(
     fill(context, several(ignored, *files))
     context.filter("Dockerfile", everything=everything)
     assert [name for name, _ in walk(context, "")] == left
+
+
+def test_long_names_are_kept_within_bounds(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_module, "_NAMES", 100_000)
+    # Each directory on the way is in the index under its whole path.
+    deep = several(*(member(f"{number}/" + "d/" * 200) for number in range(10)))
+    with pytest.raises(BadContext, match="names in the build context are too long together"):
+        fill(context, deep)
 
 
 def test_a_sparse_file_has_its_holes_in_the_digest_and_the_spool(

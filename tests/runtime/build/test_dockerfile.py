@@ -84,6 +84,26 @@ def test_what_only_looks_like_a_heredoc_is_none(text: str) -> None:
     assert parser.parse(text).nodes[0].heredocs == ()
 
 
+def test_no_line_is_longer_than_dockers() -> None:
+    with pytest.raises(DockerfileError, match="dockerfile line greater than max allowed size"):
+        parser.parse("FROM bb\nRUN " + "x" * 65535)
+
+
+@pytest.mark.parametrize("piece", ['"', "--chown=0 "])
+def test_a_line_takes_no_longer_than_its_length_asks_for(piece: str) -> None:
+    """By the square of it this would take half an hour."""
+    part = piece * (60_000 // len(piece))
+    (node,) = parser.parse("COPY " + "\\\n".join([part] * 70)).nodes
+    assert len(node.rest) + len(node.flags) > 400_000
+
+
+def test_an_array_too_deep_to_be_read_is_no_array() -> None:
+    command = only("RUN " + "[" * 60_000)
+    assert isinstance(command, Program)
+    assert command.words == ("[" * 60_000,)
+    assert command.shell
+
+
 # --- instructions ---
 
 

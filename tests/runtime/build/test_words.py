@@ -7,6 +7,14 @@ import pytest
 from mooring.runtime.build.dockerfile.errors import StepError
 from mooring.runtime.build.dockerfile.words import expand, expand_words
 
+
+def test_a_word_does_not_grow_beyond_bounds() -> None:
+    value = "x"
+    with pytest.raises(StepError, match="the variables of one word are longer than"):
+        for _ in range(64):
+            value = expand("$A$A", {"A": value})
+
+
 VARIABLES = {"A": "one", "EMPTY": "", "S": "x y", "B": "${A}"}
 
 

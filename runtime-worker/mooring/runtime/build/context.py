@@ -39,6 +39,8 @@ _KINDS = {
 _ENTRIES = 2_000_000
 _LONGEST = 4095
 """Characters of a path; the kernel takes no more."""
+_NAMES = 256 << 20
+"""Bytes that all names, links and attributes of an index may have together."""
 _TEXT = 1 << 20
 """Bytes of a Dockerfile or .dockerignore."""
 
@@ -53,6 +55,7 @@ class Context:
     def __init__(self, spool: Path) -> None:
         self._entries: dict[str, Entry] = {"": Entry(Kind.DIRECTORY)}
         self._names: dict[str, set[str]] = {"": set()}
+        self._size = 0
         self._spool = os.open(spool, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
@@ -163,6 +166,7 @@ class Context:
             xattrs=_xattrs(member),
             offset=end,
         )
+        self._count(len(entry.link) + sum(map(len, entry.xattrs.values())))
         if entry.kind is Kind.FILE:
             if end + entry.size > limit:
                 raise BadContext(
@@ -213,10 +217,18 @@ class Context:
 
     def _enter(self, path: str, entry: Entry) -> None:
         parent, _, name = path.rpartition("/")
+        if path not in self._entries:
+            self._count(len(path) + len(name))
         self._entries[path] = entry
         self._names[parent].add(name)
         if entry.kind is Kind.DIRECTORY:
             self._names.setdefault(path, set())
+
+    def _count(self, size: int) -> None:
+        """A file's parents are entries too: a long path is more than its own length."""
+        self._size += size
+        if self._size > _NAMES:
+            raise BadContext("the names in the build context are too long together")
 
 
 def _xattrs(member: Member) -> dict[str, bytes]:

@@ -52,7 +52,7 @@ class Copies:
                     content = _expand_lines(content, variables, escape)
                 found.append(copying.document(document.name, content)[0])
             elif command.name == "ADD" and is_url(word):
-                found.append(await fetch(word, destination, self._job))
+                found.append(await fetch(word, destination, self._job, self._archive_limit))
             else:
                 found += await asyncio.to_thread(
                     copying.find,

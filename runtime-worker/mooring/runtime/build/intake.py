@@ -73,9 +73,7 @@ async def _remote(options: BuildOptions, context: Context, job: Path, limit: int
     if git is not None:
         await receive_git(git, context, job, limit)
     elif is_url(options.remote):
-        await asyncio.to_thread(
-            receive_url, options.remote, context, options.dockerfile or "Dockerfile", limit
-        )
+        await receive_url(options.remote, context, options.dockerfile or "Dockerfile", limit)
     else:
         raise BadContext(f"remotecontext: unsupported remote: {options.remote}")
 

@@ -10,18 +10,23 @@ import re
 import urllib.error
 import urllib.request
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
+
+from mooring.runtime.images.compress import Read
 
 from .context import BadContext, Context
 from .copying import Source
 from .dockerfile.errors import StepError
 from .tree import Entry, Kind, digest
+
+T = TypeVar("T")
 
 _PIECE = 1 << 20
 _TIMEOUT = 60.0
@@ -55,33 +60,75 @@ def git_source(text: str) -> GitSource | None:
     return GitSource(repository, reference, directory)
 
 
-async def fetch(url: str, destination: str, job: Path) -> Source:
-    """ADD of a URL: a file, with what the cache knows it by. StepError."""
+async def fetch(url: str, destination: str, job: Path, limit: int) -> Source:
+    """ADD of a URL: a file of limit bytes at most, with what the cache knows it by. StepError."""
     name = posixpath.basename(unquote(urlsplit(url).path))
     if not name and (destination.endswith("/") or not destination):
         raise StepError(f"cannot determine filename for url: {url}")
-    return await asyncio.to_thread(_fetch, url, name or "file", job)
+    return await _in_thread(lambda stop: _fetch(url, name or "file", job, limit, stop))
 
 
-def _fetch(url: str, name: str, job: Path) -> Source:
+async def _in_thread(work: Callable[[Event], T]) -> T:
+    """Do what blocks in a thread. Cancelled, it is told to stop, and has ended on return."""
+    stop = Event()
+    working = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({working})
+        raise
+
+
+def _fetch(url: str, name: str, job: Path, limit: int, stop: Event) -> Source:
     fd = os.open(job, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    with _opened(url) as response:
-        content, size = hashlib.sha256(), 0
-        try:
+    try:
+        with _opened(url, stop) as response:
+            content, size = hashlib.sha256(), 0
             while piece := response.read(_PIECE):
                 content.update(piece)
-                size += os.write(fd, piece)
-        except (OSError, HTTPException) as exc:
-            os.close(fd)
-            raise StepError(f"ADD failed: failed to GET {url}: {exc}") from exc
-        modified = _modified(response)
+                size += len(piece)
+                if size > limit:
+                    most = f"{limit} bytes (setting build_max_context)"
+                    raise StepError(f"ADD failed: {url} is larger than {most}")
+                while piece:
+                    piece = piece[os.write(fd, piece) :]
+            modified = _modified(response)
+    except (OSError, HTTPException) as exc:
+        os.close(fd)
+        raise StepError(f"ADD failed: failed to GET {url}: {exc}") from exc
+    except BaseException:
+        os.close(fd)
+        raise
     entry = Entry(Kind.FILE, 0o600, size=size, mtime_ns=modified, content=content.digest())
     tree = _File(fd, entry)
     return Source(tree, name, name, entry, digest(tree, name, entry))
 
 
+class _Stopped(HTTPException):
+    """Nobody waits for the answer any more."""
+
+
+class _Answer:
+    """The body of an answer, in pieces as they come: one that drips can be stopped between them."""
+
+    def __init__(self, response: HTTPResponse, stop: Event) -> None:
+        self._response, self._stop = response, stop
+        self.headers = response.headers
+
+    def read(self, limit: int) -> bytes:
+        """Some of the next bytes, empty at the end; OSError, HTTPException."""
+        if self._stop.is_set():
+            raise _Stopped("the build was cancelled")
+        piece = self._response.read1(limit)
+        if not piece and self._response.length:
+            # The library takes an answer that is cut short for a whole one.
+            raise IncompleteRead(b"", self._response.length)
+        return piece
+
+
 @contextmanager
-def _opened(url: str) -> Iterator[HTTPResponse]:
+def _opened(url: str, stop: Event) -> Iterator[_Answer]:
     try:
         response = urllib.request.urlopen(url, timeout=_TIMEOUT)
     except urllib.error.HTTPError as exc:
@@ -92,10 +139,10 @@ def _opened(url: str) -> Iterator[HTTPResponse]:
         reason = getattr(exc, "reason", exc)
         raise StepError(f"ADD failed: failed to GET {url}: {reason}") from exc
     with response:
-        yield response
+        yield _Answer(response, stop)
 
 
-def _modified(response: HTTPResponse) -> int:
+def _modified(response: _Answer) -> int:
     text = response.headers.get("Last-Modified", "")
     try:
         return int(parsedate_to_datetime(text).timestamp()) * 1_000_000_000
@@ -133,17 +180,28 @@ class _File:
 # --- contexts ---
 
 
-def receive_url(url: str, context: Context, dockerfile: str, limit: int) -> None:
+async def receive_url(url: str, context: Context, dockerfile: str, limit: int) -> None:
     """A context that is a URL: of a tar, or of a Dockerfile alone. BadContext and others."""
+    await _in_thread(lambda stop: _receive_url(url, context, dockerfile, limit, stop))
+
+
+def _receive_url(url: str, context: Context, dockerfile: str, limit: int, stop: Event) -> None:
     try:
-        with _opened(url) as response:
+        with _opened(url, stop) as response:
             kind = response.headers.get_content_type()
             if kind in ("text/plain", "text/x-dockerfile"):
-                context.add_file(dockerfile, response.read(_PIECE))
+                text = b""
+                while piece := response.read(_PIECE):
+                    text += piece
+                    if len(text) > _PIECE:
+                        raise BadContext(f"the Dockerfile at {url} is too large")
+                context.add_file(dockerfile, text)
                 return
             context.receive(response.read, limit)
     except StepError as exc:
         raise BadContext(f"unable to download remote context: {exc}") from exc
+    except HTTPException as exc:
+        raise BadContext(f"unable to download remote context: {url}: {exc}") from exc
 
 
 async def receive_git(source: GitSource, context: Context, job: Path, limit: int) -> None:
@@ -171,8 +229,17 @@ async def receive_git(source: GitSource, context: Context, job: Path, limit: int
         if packing.returncode is None:
             await packing.wait()
     with open(spool, "rb", buffering=0) as file:
-        await asyncio.to_thread(context.receive, file.read, limit)
+        await _in_thread(lambda stop: context.receive(_stoppable(file.read, stop), limit))
     spool.unlink()
+
+
+def _stoppable(read: Read, stop: Event) -> Read:
+    def some(limit: int) -> bytes:
+        if stop.is_set():
+            raise BadContext("the build was cancelled")
+        return read(limit)
+
+    return some
 
 
 async def _check_out(checkout: Path, reference: str) -> None:

@@ -137,7 +137,7 @@ def _array(text: str) -> tuple[str, ...] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not all(isinstance(word, str) for word in value):
         raise _Wrong("when using JSON array syntax, arrays must be comprised of strings only")

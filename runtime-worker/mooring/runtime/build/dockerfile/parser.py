@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from .errors import DockerfileError
 
-_DIRECTIVE = re.compile(r"#[ \t]*([A-Za-z][A-Za-z0-9]*)[ \t]*=[ \t]*(.+?)[ \t]*")
+_DIRECTIVE = re.compile(r"#[ \t]*([A-Za-z][A-Za-z0-9]*)[ \t]*=[ \t]*([^ \t].*)")
 _KNOWN_DIRECTIVES = frozenset({"syntax", "escape", "check"})
 _HEREDOC = re.compile(r"(?<!\S)(\d*)<<(-?)([^<\s]*)")
 _TAKES_HEREDOCS = frozenset({"ADD", "COPY", "RUN"})
 _SPACE = " \t\v\f\r"
+_LINE = 65535
+"""Bytes of one line, as Docker has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class _Lines:
 def parse(text: str) -> Parsed:
     """The instructions of a Dockerfile in their order; DockerfileError."""
     lines = _Lines([line.rstrip("\r") for line in text.removeprefix("\ufeff").split("\n")])
+    if any(len(line) > _LINE for line in lines.lines):
+        raise DockerfileError(f"dockerfile line greater than max allowed size of {_LINE}")
     escape = _directives(lines.lines)
     continued = re.compile(re.escape(escape) + r"[ \t]*$")
     nodes: list[Node] = []
@@ -146,8 +150,9 @@ def _node(line: str, start: int, lines: _Lines, escape: str) -> Node:
 def _flags(rest: str, escape: str) -> tuple[tuple[str, ...], str]:
     """The leading `--name=value` words, and what follows them."""
     flags: list[str] = []
-    while rest.startswith("--"):
-        word, quote, i = "", "", 0
+    i = 0
+    while rest.startswith("--", i):
+        word, quote = "", ""
         while i < len(rest) and (quote or not rest[i].isspace()):
             c = rest[i]
             if c == escape and i + 1 < len(rest):
@@ -160,11 +165,12 @@ def _flags(rest: str, escape: str) -> tuple[tuple[str, ...], str]:
             else:
                 word += c
             i += 1
-        rest = rest[i:].lstrip()
+        while i < len(rest) and rest[i].isspace():
+            i += 1
         if word == "--":
             break
         flags.append(word)
-    return tuple(flags), rest
+    return tuple(flags), rest[i:]
 
 
 def _heredocs(rest: str, lines: _Lines) -> tuple[Heredoc, ...]:
@@ -180,20 +186,20 @@ def _heredocs(rest: str, lines: _Lines) -> tuple[Heredoc, ...]:
 
 def _unquoted(text: str) -> str:
     """The text with what stands in quotes blanked, but for a heredoc's own delimiter."""
-    out, quote = "", ""
+    out, quote = list(text), ""
+    last = {c: text.rfind(c) for c in "'\""}
+    odd = dict.fromkeys(last, False)
     for i, c in enumerate(text):
         if quote:
-            out += " "
+            out[i] = " "
             quote = "" if c == quote else quote
-        elif c in "'\"" and text[:i].rstrip("-").endswith("<<"):
-            # A quoted delimiter: keep it whole.
-            out += c
-        elif c in "'\"" and text.count(c, 0, i) % 2 == 0 and c in text[i + 1 :]:
+        # A quoted delimiter is kept whole.
+        elif c in last and not text.endswith(("<<", "<<-"), 0, i) and not odd[c] and i < last[c]:
             quote = c
-            out += " "
-        else:
-            out += c
-    return out
+            out[i] = " "
+        if c in odd:
+            odd[c] = not odd[c]
+    return "".join(out)
 
 
 def _document(name: str, lines: _Lines, *, expand: bool, chomp: bool) -> Heredoc:

@@ -14,6 +14,8 @@ from .errors import StepError
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?!$-]", re.ASCII)
 _BRACED_NAME = re.compile(r"[A-Za-z0-9_]+|[@*#?!$-]", re.ASCII)
 _DEPTH = 100
+_LONGEST = 1 << 20
+"""Characters that a word's variables may come to: each can hold the last one twice."""
 
 
 def expand(word: str, variables: Mapping[str, str], escape: str = "\\") -> str:
@@ -35,6 +37,7 @@ class _Lexer:
         self._escape = escape
         self._at = 0
         self._depth = 0
+        self._size = 0
         self._words: list[str] = []
         self._current: list[str] | None = None
 
@@ -75,7 +78,8 @@ class _Lexer:
 
     def _collect(self, piece: str, *, quoted: bool) -> None:
         if quoted:
-            self._current = [*(self._current or []), piece]
+            self._current = self._current or []
+            self._current.append(piece)
             return
         for c in piece:
             if c.isspace():
@@ -124,7 +128,7 @@ class _Lexer:
         if found is None:
             return "$"
         self._at = found.end()
-        return self._variables.get(found[0], "")
+        return self._value(found[0]) or ""
 
     def _braces(self) -> str:
         found = _BRACED_NAME.match(self._word, self._at)
@@ -137,7 +141,7 @@ class _Lexer:
         c = self._word[self._at : self._at + 1]
         if c == "}":
             self._at += 1
-            return self._variables.get(name, "")
+            return self._value(name) or ""
         colon = c == ":"
         if colon:
             self._at += 1
@@ -151,6 +155,13 @@ class _Lexer:
             )
         raise self._failed(f"unsupported modifier ({':' if colon else ''}{c}) in substitution")
 
+    def _value(self, name: str) -> str | None:
+        value = self._variables.get(name)
+        self._size += len(value or "")
+        if self._size > _LONGEST:
+            raise StepError(f"the variables of one word are longer than {_LONGEST} characters")
+        return value
+
     def _modified(self, name: str, modifier: str, *, colon: bool) -> str:
         self._depth += 1
         if self._depth > _DEPTH:
@@ -158,7 +169,7 @@ class _Lexer:
         word = "".join(self.text("}"))
         self._depth -= 1
         self._at += 1
-        value = self._variables.get(name)
+        value = self._value(name)
         is_set = bool(value) if colon else value is not None
         if modifier == "+":
             return word if is_set else ""
