@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from .harness import Engine, engine, until
+from .harness import Engine, UnixHTTP, engine, until
 
 pytestmark = pytest.mark.kernel
 
@@ -298,6 +298,35 @@ def test_a_load_that_is_not_quiet_tells_of_the_layers_that_were_not_here(e: Engi
     ]
     assert first[0]["progressDetail"]["total"] > 0
     assert second == [{"stream": "Loaded image: told:latest\n"}]
+
+
+def test_a_load_tells_how_far_a_layer_is_while_the_rest_of_it_is_still_to_come(e: Engine) -> None:
+    e.docker("run", "--name", "box", "bb", "sh", "-c", "head -c 8000000 /dev/urandom > /f")
+    e.docker("commit", "box", "large")
+    archive = e.folder / "large.tar"
+    e.docker("save", "-o", str(archive), "large")
+    top = e.api("GET", "/images/large/json").json["RootFS"]["Layers"][-1]
+    e.docker("rmi", "large")
+    data = archive.read_bytes()
+    begin = data.index(top[7:].encode()) + 4_000_000
+    connection = UnixHTTP(e.socket)
+    connection.putrequest("POST", "/images/load?quiet=0")
+    connection.putheader("Content-Length", str(len(data)))
+    connection.endheaders(data[:begin])
+    # The other half is sent only when there was a word on the first.
+    answer = connection.sock.makefile("rb")
+    lines = iter(lambda: answer.readline(), b"")
+    word = next(json.loads(line) for line in lines if b"Loading layer" in line)
+    connection.send(data[begin:])
+    rest = [json.loads(line) for line in lines if line.startswith(b"{")]
+    connection.close()
+    assert (word["status"], word["id"]) == ("Loading layer", top[7:19])
+    assert 0 < word["progressDetail"]["current"] < word["progressDetail"]["total"]
+    assert word["progress"].startswith("[")
+    last = [line["progressDetail"] for line in rest if line.get("id") == top[7:19]][-1]
+    assert last["current"] == last["total"] > 8_000_000
+    assert rest[-1] == {"stream": "Loaded image: large:latest\n"}
+    e.docker("rmi", "large")
 
 
 @pytest.mark.parametrize("path", ["/images/bb/json", "/images/bb/history", "/images/bb/get"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
-from mooring.gateway.http.reply import JSON, Reply, dumps, empty, json_reply
+from mooring.gateway.http.reply import JSON, Reply, empty, json_reply
 from mooring.gateway.http.request import Request
 from mooring.gateway.router import Route
 from mooring.gateway.schema import images as schema
@@ -28,7 +28,8 @@ from mooring.kit.models.image import (
 )
 from mooring.kit.streams import upload
 
-from .transfers import TransferRoutes
+from .showing import Line, failure, showing, wire
+from .transfers import TransferRoutes, progress_lines
 
 _LOADED = "Loaded image: "
 
@@ -128,15 +129,38 @@ class ImageRoutes:
         rows += [{"Deleted": image_id} for image_id in done.deleted]
         return json_reply(rows)
 
-    async def load(self, request: Request) -> Reply:
+    async def load(self, request: Request) -> Reply | None:
         """Images of an archive, as `docker save` or an OCI tool wrote it."""
         wanted = platform.asked(request)
         machine = self._gateway.engine.node().architecture
         if wanted is not None and not platform.is_for(wanted, platform.go_architecture(machine)):
             raise NotSupported("loading an image for another platform than the host's")
+        if query.flag(request, "quiet", True):
+            loaded = await self._upload(request, subjects.RUNTIME_IMAGE_LOAD, LoadImages())
+            return _reply(_outcome(loaded, "stream", "\n"))
+        return await self._load_and_show(request)
+
+    async def _load_and_show(self, request: Request) -> Reply | None:
+        """The same, and say meanwhile how far each layer is."""
         verb = subjects.RUNTIME_IMAGE_LOAD
-        quiet = query.flag(request, "quiet", True)
-        return await self._upload(request, verb, LoadImages(), "stream", "\n", quiet=quiet)
+        async with progress_lines(self._gateway.engine) as (inbox, lines):
+            try:
+                async with showing(request, lines) as shown:
+                    loaded = await self._upload(request, verb, LoadImages(progress=inbox))
+            except Unavailable as exc:
+                if shown.stream is None:
+                    raise
+                rows = [failure(exc.message)]
+            else:
+                rows = _outcome(loaded, "stream", "\n")
+                if shown.stream is None and isinstance(loaded, ImagesLoaded):
+                    # Nothing in the archive's names told its layers apart while they came.
+                    rows = [_added(diff_id, size) for diff_id, size in loaded.layers.items()] + rows
+        if shown.stream is None:
+            return _reply(rows)
+        await shown.say(rows)
+        shown.stream.end()
+        return None
 
     async def create(self, request: Request) -> Reply | None:
         """Pull an image, or import a root file system."""
@@ -158,19 +182,16 @@ class ImageRoutes:
             changes=request.query.get("changes", []),
             platform=request.get("platform"),
         )
-        return await self._upload(request, subjects.RUNTIME_IMAGE_IMPORT, message, "status", "")
+        loaded = await self._upload(request, subjects.RUNTIME_IMAGE_IMPORT, message)
+        rows = _outcome(loaded, "status", "")
+        if message.source and isinstance(loaded, ImagesLoaded):
+            rows.insert(0, {"status": f"Downloading from {message.source}"})
+        return _reply(rows)
 
     async def _upload(
-        self,
-        request: Request,
-        verb: str,
-        message: Message,
-        key: str,
-        end: str,
-        *,
-        quiet: bool = True,
-    ) -> Reply:
-        """Pass the body on to a host and say what came of it, as a progress stream."""
+        self, request: Request, verb: str, message: Message
+    ) -> ImagesLoaded | EngineError:
+        """Pass the body on to a host; what came of it. Unavailable is raised."""
         engine = self._gateway.engine
         subject = subjects.runtime(engine.node().id, verb)
         try:
@@ -181,15 +202,9 @@ class ImageRoutes:
         except Unavailable:
             raise
         except EngineError as exc:
-            # A bad archive is an error in the stream, as clients expect it.
-            return _progress([{"errorDetail": {"message": exc.message}, "error": exc.message}])
+            return exc
         await engine.images.until(lambda: self._is_known(loaded))
-        lines: list[Mapping[str, object]] = [{key: line + end} for line in loaded.lines]
-        if not quiet:
-            lines = [_added(diff_id, size) for diff_id, size in loaded.layers.items()] + lines
-        if isinstance(message, ImportImage) and message.source:
-            lines.insert(0, {"status": f"Downloading from {message.source}"})
-        return _progress(lines)
+        return loaded
 
     def _is_known(self, loaded: ImagesLoaded) -> bool:
         views = self._gateway.engine.images
@@ -199,7 +214,14 @@ class ImageRoutes:
         )
 
 
-def _added(diff_id: str, size: int) -> Mapping[str, object]:
+def _outcome(loaded: ImagesLoaded | EngineError, key: str, end: str) -> list[Line]:
+    if isinstance(loaded, EngineError):
+        # A bad archive is an error in the stream, as clients expect it.
+        return [failure(loaded.message)]
+    return [{key: line + end} for line in loaded.lines]
+
+
+def _added(diff_id: str, size: int) -> Line:
     """A layer that was not here before, in the words of a progress stream."""
     return {
         "status": "Loading layer",
@@ -208,8 +230,8 @@ def _added(diff_id: str, size: int) -> Mapping[str, object]:
     }
 
 
-def _progress(messages: Sequence[Mapping[str, object]]) -> Reply:
-    return Reply(200, b"".join(dumps(message) + b"\r\n" for message in messages), JSON)
+def _reply(rows: Iterable[Line]) -> Reply:
+    return Reply(200, wire(rows), JSON)
 
 
 def shared_size(image: ImageRecord, users: Counter[str]) -> int:

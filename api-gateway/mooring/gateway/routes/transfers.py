@@ -175,7 +175,7 @@ class TransferRoutes:
     ) -> Reply | None:
         """Have it done and show how it goes; what fails before the first line is an HTTP error."""
         bus = self._gateway.engine.bus
-        async with _progress(self._gateway.engine) as (inbox, lines):
+        async with progress_lines(self._gateway.engine) as (inbox, lines):
             message = message.model_copy(update={"request_id": bus.new_id(), "progress": inbox})
             asking = asyncio.create_task(
                 bus.request(
@@ -223,9 +223,10 @@ class TransferRoutes:
 
 
 @contextlib.asynccontextmanager
-async def _progress(
+async def progress_lines(
     engine: Engine,
 ) -> AsyncGenerator[tuple[str, asyncio.Queue[Line | None]], None]:
+    """A subject for `TransferProgress`, and what comes there; a None is for the user to put."""
     client = engine.bus.client
     lines: asyncio.Queue[Line | None] = asyncio.Queue()
     inbox = client.new_inbox()

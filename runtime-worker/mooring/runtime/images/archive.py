@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .compress import Read, decompressed, detect, peek
-from .incoming import Blob, Incoming, Layer
+from .incoming import Blob, Incoming, Layer, Told
 from .store import hex_of
 from .tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, TarReader
 from .unpack import BadArchive
@@ -23,6 +25,12 @@ from .unpack import BadArchive
 Known = Callable[[str], bool]
 """Whether the layer of a blob with this digest is unpacked here."""
 
+Say = Callable[[str, int, int], None]
+"""Told of a layer's first digits, how many bytes of it are here, and of how many."""
+
+_SAID = 0.1
+"""Seconds between two words on one layer."""
+_HEX = re.compile(r"[0-9a-f]{64}")
 _MEMBERS = 1 << 16
 _NAMES = 32 << 20
 """Bytes of the names of all members and of what links lead to."""
@@ -160,7 +168,9 @@ class Archive:
             )
 
 
-def receive(read: Read, directory: Path, incoming: Incoming, known: Known) -> Archive:
+def receive(
+    read: Read, directory: Path, incoming: Incoming, known: Known, say: Say | None = None
+) -> Archive:
     """Store the members of an archive, which may be compressed; TarError, CompressionError.
 
     What looks like a layer is unpacked meanwhile, unless its name says that it is known.
@@ -180,7 +190,8 @@ def receive(read: Read, directory: Path, incoming: Incoming, known: Known) -> Ar
             path = directory / str(number)
             paths[name] = path
             is_layer = False if known(_digest_of(name)) else None
-            received = incoming.receive(path, reader.data, layer=is_layer)
+            told = _meter(say, name, member.size)
+            received = incoming.receive(path, reader.data, layer=is_layer, told=told)
             if received is not None:
                 files[name] = received
             links.pop(name, None)
@@ -202,6 +213,23 @@ def receive(read: Read, directory: Path, incoming: Incoming, known: Known) -> Ar
             if found == path:
                 files[name] = blob
     return Archive(files, links, unpacked)
+
+
+def _meter(say: Say | None, name: str, total: int) -> Told | None:
+    """Tells how far a layer is, by the digits in its name: its real id comes with the last byte."""
+    found = _HEX.search(name)
+    if say is None or found is None:
+        return None
+    layer, last = found[0][:12], 0.0
+
+    def told(current: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if current == total or now - last >= _SAID:
+            last = now
+            say(layer, current, total)
+
+    return told
 
 
 def _digest_of(name: str) -> str:

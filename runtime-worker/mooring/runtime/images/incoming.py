@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,10 @@ class Layer:
     compression: Compression
 
 
+Told = Callable[[int], None]
+"""Told how many bytes of a layer are here."""
+
+
 class Pieces(Protocol):
     """Gives the bytes of one file, piece by piece; the empty one is the end."""
 
@@ -57,17 +61,25 @@ class Incoming:
         """Of children that have ended: each of them would go on holding two descriptors."""
         self._serial = 0
 
-    def receive(self, path: Path, pieces: Pieces, *, layer: bool | None = None) -> Blob | None:
+    def receive(
+        self,
+        path: Path,
+        pieces: Pieces,
+        *,
+        layer: bool | None = None,
+        told: Told | None = None,
+    ) -> Blob | None:
         """Store a file; None if it is being unpacked: ask for `results` in the end.
 
-        layer: whether it is one; None: by its first bytes.
+        layer: whether it is one; None: by its first bytes. told: of one, how many bytes are here.
         """
         digest, size, flushed = hashlib.sha256(), 0, 0
         child: Unpacking | None = None
         with open(path, "wb", buffering=0) as file:
             while piece := pieces():
-                if not size and (layer or (layer is None and _is_layer(piece))):
-                    child = self._begin(path, detect(bytes(piece[:6])))
+                if not size:
+                    layer = _is_layer(piece) if layer is None else layer
+                    child = self._begin(path, detect(bytes(piece[:6]))) if layer else None
                 if child is None:
                     digest.update(piece)
                 size += len(piece)
@@ -76,6 +88,8 @@ class Incoming:
                     view = view[os.write(file.fileno(), view) :]
                 if child is not None:
                     child.grown(size)
+                if layer and told is not None:
+                    told(size)
                 if size - flushed >= _FLUSH:
                     begin_writeback(file.fileno(), flushed, size - flushed)
                     flushed = size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .archive import Archive, ImageParts, receive
+from .archive import Archive, ImageParts, Say, receive
 from .build import Builder, Plan
 from .compress import CompressionError, Read
 from .incoming import Incoming
@@ -39,8 +39,10 @@ def archive_faults() -> Iterator[None]:
         raise BadArchive(str(exc)) from exc
 
 
-def receive_archive(read: Read, store: ImageStore, job: Path, incoming: Incoming) -> Archive:
-    """Store the members of an archive in the job's directory; BadArchive."""
+def receive_archive(
+    read: Read, store: ImageStore, job: Path, incoming: Incoming, say: Say | None = None
+) -> Archive:
+    """Store the members of an archive in the job's directory; BadArchive. say: how far it is."""
     members = job / "members"
     members.mkdir()
     known: set[str] | None = None
@@ -54,7 +56,7 @@ def receive_archive(read: Read, store: ImageStore, job: Path, incoming: Incoming
         return digest in known
 
     with archive_faults():
-        return receive(read, members, incoming, is_known)
+        return receive(read, members, incoming, is_known, say)
 
 
 def load(

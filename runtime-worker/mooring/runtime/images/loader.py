@@ -4,7 +4,9 @@
     exec, ingest/<job>/job.json ─────────▶ prepare
     stdin: the bytes as they arrive ─────▶ stored in ingest/<job>, layers unpacked (unpack.py)
     stdin closed: the upload is whole ───▶ all verified and put into the store
-    stdout ◀────────────────────────────── one JSON object: {"images": […]} or {"error", "fault"}
+    stdout ◀────────────────────────────── lines: ["<layer>", bytes, of bytes], or "source": all of
+                                           it is here; at the end, without a line's end, one JSON
+                                           object: {"images": […]} or {"error", "fault"}
 
 It imports little outside the standard library (isal and zstandard), and ends with the worker.
 """
@@ -68,7 +70,8 @@ def _store(
     incoming = Incoming(directory, Limits(job["max_size"], job["max_files"]))
     try:
         if job["kind"] == "load":
-            archive = receive_archive(read, store, directory, incoming)
+            say = _say if job["progress"] else None
+            archive = receive_archive(read, store, directory, incoming, say)
             return load(archive, store, directory, incoming, job["architecture"])
         rootfs = _rootfs(job, directory, read, incoming)
         options = ImportOptions(
@@ -83,6 +86,12 @@ def _store(
         incoming.abort()
 
 
+def _say(*message: object) -> None:
+    line = json.dumps(message[0] if len(message) == 1 else message)
+    sys.stdout.buffer.write(line.encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def _rootfs(job: dict[str, Any], directory: Path, read: Read, incoming: Incoming) -> Path:
     if not job["source"]:
         return receive_rootfs(read, directory, incoming)
@@ -91,8 +100,7 @@ def _rootfs(job: dict[str, Any], directory: Path, read: Read, incoming: Incoming
             return receive_rootfs(remote, directory, incoming)
     finally:
         # Only now is this one's turn with the store waited for.
-        sys.stdout.buffer.write(b"\n")
-        sys.stdout.buffer.flush()
+        _say("source")
         while read(_PIPE_SIZE):
             pass
 

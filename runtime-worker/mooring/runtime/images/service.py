@@ -7,12 +7,10 @@ the store: whether a layer is there, is needed, or is to be taken out is decided
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -37,13 +35,17 @@ from mooring.kit.models.image import (
     LoadImages,
     RemoveLayers,
 )
+from mooring.kit.models.registry import TransferProgress
+from mooring.kit.nats_protocol import Disconnected
 from mooring.kit.streams import serve_uploads
 
 from . import commits, platforms
 from .leases import Leases
 from .load import LoadedImage
+from .loading import Loader, Progress
 from .pending import Pending
 from .records import Origin, image_record
+from .registry.progress import amount
 from .store import ImageStore
 from .sweep import Unnamed, take_out, unnamed
 from .unpack import BadArchive
@@ -167,9 +169,11 @@ class ImageService:
 
     async def _repair(self) -> None:
         directory = self.store.new_job()
+        loader = await self._start_loader({"kind": "repair"}, directory)
         try:
-            await _result(await self._start_loader({"kind": "repair"}, directory))
+            await loader.result()
         finally:
+            await loader.end()
             self.store.discard(directory)
 
     async def idle(self) -> None:
@@ -191,7 +195,8 @@ class ImageService:
     async def load(self, request: LoadImages, upload: AsyncIterable[memoryview]) -> ImagesLoaded:
         """Load a docker-archive or OCI layout; InvalidParameter for a bad archive."""
         job = {"kind": "load", "architecture": platforms.host().architecture}
-        return await self.run(job, upload, Origin("load"))
+        say = self._say_to(request.progress) if request.progress else None
+        return await self.run(job, upload, Origin("load"), say)
 
     async def import_(
         self, request: ImportImage, upload: AsyncIterable[memoryview]
@@ -245,20 +250,29 @@ class ImageService:
         job: dict[str, Any],
         upload: AsyncIterable[memoryview],
         origin: Origin,
+        progress: Progress | None = None,
     ) -> ImagesLoaded:
         """Have a loader do a job, and its images recorded; undone if that fails."""
         directory = self.store.new_job()
-        loader = await self._start_loader(job, directory)
+        loader = await self._start_loader(job, directory, progress)
         try:
-            await _feed(loader, upload)
+            await loader.feed(upload)
             if job.get("source"):
-                # It says so when it has all of it.
-                assert loader.stdout is not None
-                await loader.stdout.readline()
-            return await self._record(directory, lambda: _result(loader), origin)
+                await loader.has_source()
+            return await self._record(directory, loader.result, origin)
         finally:
-            await _kill(loader)
+            await loader.end()
             self._clear(directory)
+
+    def _say_to(self, subject: str) -> Progress:
+        """Progress as lines of Docker's stream, for whoever waits for a load."""
+
+        def say(layer: str, current: int, total: int) -> None:
+            message = TransferProgress(messages=[amount("Loading layer", layer, current, total)])
+            with suppress(Disconnected):
+                self._bus.client.publish(subject, message.pack())
+
+        return say
 
     async def run_here(self, make: Callable[[Path], LoadedImage], origin: Origin) -> ImagesLoaded:
         """The same for what is done in a moment: in a thread, given the job's directory."""
@@ -317,23 +331,17 @@ class ImageService:
             self.store.discard(path)
         self._tidy()
 
-    async def _start_loader(self, job: dict[str, Any], directory: Path) -> Process:
+    async def _start_loader(
+        self, job: dict[str, Any], directory: Path, progress: Progress | None = None
+    ) -> Loader:
         job |= {
             "state_dir": str(self._state_dir),
             "parent": os.getpid(),
             "max_size": self._settings.image_max_layer_size,
             "max_files": self._settings.image_max_layer_files,
+            "progress": progress is not None,
         }
-        (directory / "job.json").write_text(json.dumps(job))
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mooring.runtime.images.loader",
-            str(directory),
-            stdin=PIPE,
-            stdout=PIPE,
-            cwd="/",
-        )
+        return await Loader.start(job, directory, progress)
 
     async def _add(
         self, images: list[dict[str, Any]], origin: Origin, added: set[str]
@@ -436,38 +444,9 @@ async def _command(*arguments: str) -> int:
     try:
         return await process.wait()
     finally:
-        await _kill(process)
-
-
-async def _feed(loader: Process, upload: AsyncIterable[memoryview]) -> None:
-    """Pass the upload on; a loader that has seen enough closes its end."""
-    assert loader.stdin is not None
-    with suppress(BrokenPipeError, ConnectionResetError):
-        async for piece in upload:
-            loader.stdin.write(piece)
-            await loader.stdin.drain()
-
-
-async def _result(loader: Process) -> list[dict[str, Any]]:
-    """Tell the loader that this was all, and wait for its answer."""
-    assert loader.stdin is not None and loader.stdout is not None
-    loader.stdin.close()
-    answer = await loader.stdout.read()
-    await loader.wait()
-    if not answer:
-        raise EngineError(f"the image loader ended with status {loader.returncode}")
-    result: dict[str, Any] = json.loads(answer)
-    if "error" in result:
-        raise (InvalidParameter if result["fault"] else EngineError)(result["error"])
-    images: list[dict[str, Any]] = result["images"]
-    return images
-
-
-async def _kill(loader: Process) -> None:
-    if loader.returncode is None:
-        with suppress(ProcessLookupError):
-            loader.kill()
-        await loader.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def serve(bus: Bus, settings: Settings) -> ImageService:

@@ -96,6 +96,9 @@ class ImageRemoved(Done):
 class LoadImages(Request):
     """To a worker: open an upload (kit.streams) of a docker-archive or OCI layout tar."""
 
+    progress: str = ""
+    """A subject that gets `TransferProgress` messages; empty: nobody looks."""
+
 
 class ImportImage(Request):
     """To a worker: open an upload of a root file system tar and make an image of it."""
