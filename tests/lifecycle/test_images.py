@@ -8,6 +8,8 @@ from mooring.kit import subjects
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.base import Done
 from mooring.kit.models.image import AddImage, ImageRemoved, Layer, RemoveImage, TagImage
+from mooring.kit.store import key_for
+from mooring.lifecycle.images import ImageHandlers
 from tests.fakes import FakeHost
 
 from .conftest import IMAGE_ID, Client, Replica, add_image, image
@@ -103,6 +105,25 @@ async def test_a_tag_moves_and_leaves_the_old_image(client: Client, lifecycle: R
     assert lifecycle.engine.images.get("ab" * 32) is not None
     load = (await client.events(1))[0]
     assert (load.action, load.attributes["name"]) == ("load", OTHER_ID)
+
+
+async def test_a_name_given_once_more_is_told_of_once_for_each_command(
+    client: Client, lifecycle: Replica
+) -> None:
+    row = lifecycle.engine.references.get(key_for("docker.io/library/bb:latest"))
+    assert row is not None
+    request = TagImage(image="bb", reference="bb:latest", request_id="once")
+    for _ in range(2):
+        # As if the one that carried it out first had died before it could answer.
+        done = await ImageHandlers(lifecycle.engine).tag(request)
+    await tag(client, "bb", "bb:latest")
+    await tag(client, "bb", "end")
+    events = await client.events(3)
+    assert [e.attributes["name"] for e in events] == ["bb:latest", "bb:latest", "end:latest"]
+    now = lifecycle.engine.references.get(key_for("docker.io/library/bb:latest"))
+    assert now is not None
+    assert done.revision > row.revision
+    assert now.record.tagged_ns > row.record.tagged_ns
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,24 @@ class ImageHandlers:
         record = ReferenceRecord(
             reference=str(reference), image_id=image.id, tagged_ns=time.time_ns()
         )
+        known = self._engine.references.get(key_for(record.reference))
+        if known is not None and known.record.image_id == image.id:
+            return await self._tag_again(request.request_id, image, record)
         change = ImageChange(id=request.request_id, tag=[record])
         done = await self._carry_out(change, image, [("tag", image.id, reference.familiar())])
         return Done(revision=done.revision)
+
+    async def _tag_again(self, command: str, image: ImageRecord, record: ReferenceRecord) -> Done:
+        """The same name for the same image: as whoever asked asks again, nothing can be half done.
+
+        The event comes first. It has the same id when it is published once more.
+        """
+        name = references.familiar(record.reference)
+        event = _event(image, "tag", image.id, name, record.tagged_ns)
+        event.id = f"{image_key(image.id)}.{command}.0"
+        await self._engine.events.publish(event.actor, event)
+        row = await self._engine.references.put(key_for(record.reference), record)
+        return Done(revision=row.revision)
 
     async def note(self, request: NoteImage) -> Done:
         """Publish an event of images that changes none."""

@@ -69,14 +69,14 @@ class BuildRoutes:
         if name:
             self._named[name] = (node, build)
         subject = subjects.runtime(node, subjects.RUNTIME_BUILD_OPEN)
-        # Most often a builder is there, and hears of the build while its worker does.
+        # Most often a builder is there, and begins with the build before its worker hears of it.
+        # One that has begun stays until it is done.
         opening = asyncio.ensure_future(engine.ask(subject, OpenBuild(), Done))
         message = StartBuild(build=build, options=options)
         over = False
         try:
             where = subjects.builder(node, subjects.BUILDER_START)
             async with upload(engine.bus, where, message, BuildDone) as sending:
-                await opening
                 async for piece in request.chunks():
                     await sending.write(piece)
                 reply = await self._follow(request, node, message, sending)

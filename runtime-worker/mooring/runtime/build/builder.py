@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mooring.kit.models.container import ContainerRecord, RemoveContainer, State
 from mooring.kit.models.image import ImageRecord, ReferenceRecord
 from mooring.kit.streams import Source, Upload, serve_downloads, serve_uploads
 from mooring.runtime.images import platforms
+from mooring.runtime.images.pending import Pending
 from mooring.runtime.images.store import ImageStore
 
 from . import intake
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 ABANDONED = 15.0
 """Seconds without a reader of its output after which a build ends: its client is gone."""
+LASTING = 15.0
+"""Seconds after which the worker is told that there are builds: less than it lets one idle."""
 _KEPT = 30.0
 """Seconds that the output of a finished build waits for its reader."""
 _LEFTOVER_TIMEOUT = 30.0
@@ -68,7 +72,7 @@ class _Reader:
 
 
 class Builder:
-    """All builds of this process. busy is told when the first begins and when the last ends."""
+    """All builds of this process. busy is told when they go on for long, and then of their end."""
 
     def __init__(self, bus: Bus, settings: Settings, busy: Callable[[bool], None]) -> None:
         self._bus = bus
@@ -79,6 +83,9 @@ class Builder:
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._lasting: asyncio.TimerHandle
+        self._told = False
+        """Whether the worker knows that there are builds."""
         self._ending: set[asyncio.Task[None]] = set()
         self._directory = builds_directory(settings.state_dir)
         self._store = ImageStore(settings.state_dir)
@@ -108,8 +115,9 @@ class Builder:
         running.task = asyncio.current_task()
         self._watch(request.build, running)
         self._active += 1
-        self._idle.clear()
-        self._busy(True)
+        if self._active == 1:
+            self._idle.clear()
+            self._lasting = asyncio.get_running_loop().call_later(LASTING, self._lasts)
         job = self._directory / request.build
         try:
             job.mkdir(mode=0o700)
@@ -131,11 +139,19 @@ class Builder:
             ending.add_done_callback(self._ending.discard)
 
     async def _end(self, build: str) -> None:
-        await self._drop(build, [])
+        if not await asyncio.to_thread(_removed, self._directory / build):
+            await self._drop(build, [])
         self._active -= 1
-        self._busy(self._active > 0)
         if not self._active:
             self._idle.set()
+            self._lasting.cancel()
+            if self._told:
+                self._told = False
+                self._busy(False)
+
+    def _lasts(self) -> None:
+        self._told = True
+        self._busy(True)
 
     async def _build(self, request: StartBuild, upload: Upload, job: Path, output: Output) -> str:
         options = request.options
@@ -246,6 +262,23 @@ class Builder:
         except Unavailable:
             # The next builder finds the directory and does it.
             logger.warning("build %s is tidied up later", build)
+
+
+def _removed(job: Path) -> bool:
+    """Remove the directory of a build that made nothing, or had all of it recorded.
+
+    False if there is more to it: then it takes the worker, and whoever can delete any tree.
+    """
+    if Pending(job).entries():
+        return False
+    try:
+        with os.scandir(job) as entries:
+            for entry in entries:
+                (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
+        os.rmdir(job)
+    except OSError:
+        return False
+    return True
 
 
 def builds_directory(state_dir: Path) -> Path:

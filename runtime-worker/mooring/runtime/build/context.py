@@ -62,6 +62,10 @@ class Context:
         """Close the spool."""
         os.close(self._spool)
 
+    def __len__(self) -> int:
+        """Files and directories in it."""
+        return len(self._entries)
+
     def entry(self, path: str) -> Entry | None:
         """See Tree."""
         return self._entries.get(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from .layers import Layers
 from .remote import fetch, is_url
 from .rootfs import RootTree
 from .tree import Tree
+
+_SMALL = 200
+"""Files of a context that are looked through in less time than it takes to ask a thread."""
 
 
 class Copies:
@@ -54,7 +58,7 @@ class Copies:
             elif command.name == "ADD" and is_url(word):
                 found.append(await fetch(word, destination, self._job, self._archive_limit))
             else:
-                found += await asyncio.to_thread(
+                find = functools.partial(
                     copying.find,
                     tree,
                     word,
@@ -62,6 +66,8 @@ class Copies:
                     context=root is None,
                     archive=command.name == "ADD",
                 )
+                small = root is None and len(self._context) <= _SMALL
+                found += find() if small else await asyncio.to_thread(find)
         return copying.plan(found, destination, workdir, chown, chmod, command.name)
 
     def perform(self, made: Plan, chain: Sequence[str], name: str) -> Layer | None:

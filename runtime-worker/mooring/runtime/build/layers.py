@@ -27,13 +27,13 @@ class Layers:
         self._job = job
         self._pending = Pending(job)
         self._empty = job / "empty"
-        self._empty.mkdir(exist_ok=True)
         self._serial = 0
         self._configs: list[tuple[str, Path]] = []
 
     @contextmanager
     def mounted(self, chain: Sequence[str]) -> Iterator[int]:
         """The files of an image, read-only, as a descriptor of their root."""
+        self._empty.mkdir(exist_ok=True)
         with rootfs.mounted(self._lowers(chain), self._empty) as root:
             yield root
 
@@ -42,8 +42,8 @@ class Layers:
         self._serial += 1
         upper = self._job / f"upper-{self._serial}"
         work = self._job / f"work-{self._serial}"
-        work.mkdir()
-        upper.mkdir()
+        for directory in (work, upper, self._empty):
+            directory.mkdir(exist_ok=True)
         lowers = self._lowers(chain)
         if lowers:
             _copy_attributes(lowers[0], upper)
