@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,64 @@ def test_a_client_that_goes_away_ends_its_build(engine: Engine, context: Path) -
     client.kill()
     client.communicate()
     until("nothing is left", lambda: not _leftovers(engine))
+
+
+@pytest.mark.fault
+def test_a_build_ends_with_the_gateway_that_its_client_was_at(
+    engine: Engine, context: Path
+) -> None:
+    client = _begin(engine, context, "FROM bb\nCOPY one /\nRUN sleep 1000\n")
+    until("the container runs", lambda: engine.out("ps", "-q"))
+    old = engine.kill("gateway")
+    output, _ = client.communicate(timeout=20)
+    assert client.returncode == 1
+    assert output.rstrip().endswith("unexpected EOF")
+    engine.back("gateway", old)
+    until("nothing is left", lambda: not _leftovers(engine))
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """Sends a file without an end, or one that ends before it is whole."""
+
+    asked = threading.Event()
+    gone = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/cut":
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"some")
+        self.asked.set()
+        if self.path == "/endless":
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 16))
+                    self.gone.wait(0.01)
+            self.gone.set()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_download_ends_with_its_build_and_has_to_be_whole(engine: Engine, context: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        done = build(engine, context, f"FROM bb\nADD {url}/cut /\n", check=False)
+        assert done.returncode == 1
+        assert f"ADD failed: failed to GET {url}/cut: unexpected EOF" in done.stderr
+        _Endless.asked.clear()
+        client = _begin(engine, context, f"FROM bb\nADD {url}/endless /\n")
+        assert _Endless.asked.wait(20)
+        client.kill()
+        client.communicate()
+        assert _Endless.gone.wait(20), "it goes on to be read"
+        until("nothing is left", lambda: not _leftovers(engine))
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.fault

@@ -140,6 +140,19 @@ class Upload:
                 self._granted = self._consumed + WINDOW
                 self._tell(CREDIT)
 
+    async def has_writer(self) -> bool:
+        """Whether somebody listens for the result; in doubt, yes.
+
+        No, too, between a restart of nats-server and the writer's coming back: ask again.
+        """
+        try:
+            await self._client.request(self._control, self._position(PING), SILENCE)
+        except NoResponders:
+            return False
+        except (Disconnected, TimeoutError):
+            pass  # A writer answers no ping.
+        return True
+
     async def run(self, handling: Awaitable[Model]) -> None:
         """Carry out the handler and send what it returns, until the writer has it."""
         try:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 ABANDONED = 15.0
 """Seconds without a reader of its output after which a build ends: its client is gone."""
+_LOOK = 4.0
+"""Seconds between two looks for the client: not to be there in two of them is to be gone."""
 LASTING = 15.0
 """Seconds after which the worker is told that there are builds: less than it lets one idle."""
 _KEPT = 30.0
@@ -119,6 +121,7 @@ class Builder:
             self._idle.clear()
             self._lasting = asyncio.get_running_loop().call_later(LASTING, self._lasts)
         job = self._directory / request.build
+        watching = asyncio.create_task(_watch_client(upload, running), name="client of a build")
         try:
             job.mkdir(mode=0o700)
             image_id = await self._build(request, upload, job, output)
@@ -130,6 +133,7 @@ class Builder:
                 logger.debug("a build failed", exc_info=True)
             return self._failed(exc, output)
         finally:
+            watching.cancel()
             output.end()
             running.task = None
             asyncio.get_running_loop().call_later(_KEPT, self._builds.pop, request.build, None)
@@ -262,6 +266,17 @@ class Builder:
         except Unavailable:
             # The next builder finds the directory and does it.
             logger.warning("build %s is tidied up later", build)
+
+
+async def _watch_client(upload: Upload, running: Running) -> None:
+    """End a build whose gateway died, and its client's connection with it."""
+    missed = 0
+    while missed < 2:
+        await asyncio.sleep(_LOOK)
+        missed = 0 if await upload.has_writer() else missed + 1
+    if running.task is not None:
+        logger.info("the client of a build is gone, ending it")
+        running.task.cancel()
 
 
 def _removed(job: Path) -> bool:

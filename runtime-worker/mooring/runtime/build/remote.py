@@ -13,7 +13,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse, IncompleteRead
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple, TypeVar
@@ -123,7 +123,7 @@ class _Answer:
         piece = self._response.read1(limit)
         if not piece and self._response.length:
             # The library takes an answer that is cut short for a whole one.
-            raise IncompleteRead(b"", self._response.length)
+            raise HTTPException("unexpected EOF")
         return piece
 
 
