@@ -21,7 +21,7 @@ from mooring.kit.models.update import HostUpdate
 from mooring.kit.models.volume import MeasureVolumes, PrepareVolumes, RemoveHostVolume
 from mooring.kit.process import Service
 
-from . import network_service, node, spec
+from . import ballast, network_service, node, spec
 from .archive import service as archives
 from .archive.service import Archives
 from .build import service as builds
@@ -116,7 +116,11 @@ async def main(settings: Settings, service: Service) -> None:
     volumes.recover(live_runs(layout, runs))
     reaper.on_over.append(volumes.release)
     try:
-        async with Bus.connect(settings, "runtime") as bus, _background(reaper):
+        async with (
+            ballast.kept(settings),
+            Bus.connect(settings, "runtime") as bus,
+            _background(reaper),
+        ):
             image_service = await images.serve(bus, settings)
             image_service.on_removed.append(snapshots.forget)
             await sending.serve(bus, settings, snapshots)

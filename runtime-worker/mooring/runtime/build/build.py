@@ -453,7 +453,7 @@ def explain(exc: Exception) -> tuple[str, int]:
         case StepError() | DockerfileError():
             return str(exc), 0
         case OSError():
-            return f"cannot build: {exc}", 0
+            return f"cannot build: {exc.strerror or exc}", 0
     return f"internal error: {exc}", 0
 
 

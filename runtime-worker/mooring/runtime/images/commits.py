@@ -94,12 +94,29 @@ def _commit_copy(service: ImageService, job: Path, order: dict[str, Any]) -> Loa
     copy = job / "copy"
     directory = Path(order["directory"])
     if directory.is_dir():
-        # Not by fork: copying the tables of this process's memory would cost more than the copy.
-        command = ["cp", "--archive", "--no-target-directory", "--", str(directory), str(copy)]
-        _, status = os.waitpid(os.posix_spawnp("cp", command, os.environ), 0)
-        if status:
-            raise OSError(f"copying what the container has written failed (status {status})")
+        _copy(directory, copy)
     return make(service.store, job, {**order, "directory": str(copy), "move": True})
+
+
+def _copy(source: Path, target: Path) -> None:
+    """cp(1) with everything; OSError with its last word."""
+    command = ["cp", "--archive", "--no-target-directory", "--", str(source), str(target)]
+    said = os.memfd_create("cp")
+    try:
+        # Not by fork: copying the tables of this process's memory would cost more than the copy.
+        pid = os.posix_spawnp(
+            "cp",
+            command,
+            {**os.environ, "LC_ALL": "C"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, said, 2)],
+        )
+        _, status = os.waitpid(pid, 0)
+        if status:
+            words = os.pread(said, 1 << 16, 0).decode("utf-8", "replace").strip()
+            reason = words.rpartition(": ")[2] or f"status {status}"
+            raise OSError(f"copying what the container has written failed: {reason}")
+    finally:
+        os.close(said)
 
 
 async def thaw(bus: Bus, job: Path) -> None:
