@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import secrets
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from mooring.kit.endpoints import predefined_id
 from mooring.kit.errors import EngineError
 from mooring.kit.models.network import Endpoint, IpamPool, NetworkRecord, NetworkState
 
+from . import setup
 from .addresses import next_address, ranges
 from .client import FactoryClient, FactoryError
 from .lan import Lan
@@ -28,6 +27,9 @@ from .links import adopt, index_of
 from .tablewatch import TableWatch
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -52,22 +54,6 @@ class BridgeSettings:
     directory: Path
     """Leases and the chosen subnet."""
     pool: int
-
-
-async def setup(request: dict[str, Any]) -> dict[str, Any]:
-    """Run network/setup.py in a child process; EngineError with its words if it fails."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "mooring.runtime.network.setup",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await child.communicate(json.dumps(request).encode())
-    answer: dict[str, Any] = json.loads(out or b'{"error": "network set-up died"}')
-    if error := answer.get("error"):
-        raise EngineError(f"cannot set up the bridge network: {error}")
-    return answer
 
 
 class Bridge:
@@ -118,18 +104,12 @@ class Bridge:
     async def ensure(self) -> None:
         """Make what is missing of the bridge and of the table; what is there stays untouched."""
         chosen = self._settings.directory / "subnet"
-        request = {
-            "action": "ensure",
-            "bridge": self._settings.bridge,
-            "table": self._settings.table,
-            "subnet": self._settings.subnet,
-            "kept": chosen.read_text() if chosen.exists() else "",
-        }
-        answer = await setup(request)
-        chosen.write_text(answer["subnet"])
-        self._subnet, self._gateway = IPv4Network(answer["subnet"]), answer["gateway"]
-        self._mtu = answer["mtu"]
-        pool = IpamPool(subnet=answer["subnet"], gateway=answer["gateway"])
+        kept = chosen.read_text() if chosen.exists() else ""
+        wanted = self._settings
+        made = await _set_up(setup.ensure, wanted.bridge, wanted.table, wanted.subnet, kept)
+        chosen.write_text(str(made.subnet))
+        self._subnet, self._gateway, self._mtu = made.subnet, made.gateway, made.mtu
+        pool = IpamPool(subnet=str(made.subnet), gateway=made.gateway)
         self.record = self.record.model_copy(update={"ipam": [pool]})
         self.lan.record, self.lan.ranges = self.record, ranges([pool])
 
@@ -171,8 +151,7 @@ class Bridge:
 
     async def remove(self) -> None:
         """Take the bridge and the rules out of the kernel (nothing runs any more)."""
-        request = {"action": "remove", "bridge": self._settings.bridge}
-        await setup({**request, "table": self._settings.table})
+        await _set_up(setup.remove, self._settings.bridge, self._settings.table)
 
     async def attach(self, holder: str) -> tuple[Prepared, NetworkState]:
         """A sandbox for `holder`; the caller closes its namespace once the container has it."""
@@ -263,3 +242,11 @@ class Bridge:
         return NetworkState(
             sandbox_id=secrets.token_hex(32), endpoints={"bridge": endpoint}, gateway4="bridge"
         )
+
+
+async def _set_up(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A step of setup.py in a thread; EngineError with its words if it fails."""
+    try:
+        return await asyncio.to_thread(step, *args, **kwargs)
+    except (OSError, ValueError) as exc:
+        raise EngineError(f"cannot set up the bridge network: {exc}") from exc

@@ -6,6 +6,7 @@ take away our own and nobody else's. Every function blocks for as long as the ke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -67,6 +68,13 @@ def remove_marked(instance: str, network_ids: Iterable[str] | None = None) -> No
                 _delete(route, index)
     finally:
         route.close()
+
+
+def delete(name: str) -> None:
+    """Take a link away by its name; it may be gone. OSError."""
+    if index := index_of(name):
+        with contextlib.closing(netlink.Route()) as route:
+            _delete(route, index)
 
 
 def marked(instance: str) -> set[str]:
