@@ -215,7 +215,15 @@ class Engine:
     # what is left
 
     def leftovers(self) -> list[str]:
-        """Everything in the kernel and on disk that no container owns any more."""
+        """Everything in the kernel and on disk that no container owns any more.
+
+        The files of one that removed itself are among it for 3 s: somebody may read its log.
+        """
+        files = [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
+        return self.held() + files
+
+    def held(self) -> list[str]:
+        """What ended containers keep from others: all but their files."""
         found = []
         # The engine's own, for run directories.
         runs = f"mooring {self.run}/shims "
@@ -229,7 +237,6 @@ class Engine:
                 if path.is_dir() and not path.name.startswith("warm."):
                     found.append(f"cgroup {path}")
         found += [f"run dir {path.name}" for path in (self.run / "shims").glob("[!.]*")]
-        found += [f"container dir {path.name}" for path in (self.state / "containers").glob("*")]
         network = self.state / "network"
         found += [f"lease {path.name}" for path in network.glob("**/leases/*")]
         return found

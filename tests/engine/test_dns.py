@@ -58,8 +58,8 @@ def docker(named: Engine) -> Iterator[Engine]:
     named.remove_all()
     names = named.run / "shims" / ".names"
     with contextlib.suppress(AssertionError):
-        until("nothing is left", lambda: not named.leftovers() and not os.listdir(names), 75)
-    assert named.leftovers() == os.listdir(names) == [], (named.run / "mooring.log").read_text()
+        until("nothing is left", lambda: not named.held() and not os.listdir(names), 75)
+    assert named.held() == os.listdir(names) == [], (named.run / "mooring.log").read_text()
 
 
 def run(docker: Engine, name: str, *options: str) -> None:

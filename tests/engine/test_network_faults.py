@@ -31,7 +31,7 @@ def docker(faulty: Engine) -> Iterator[Engine]:
     until("the API answers", faulty.answers)
     faulty.remove_all()
     retried(faulty, "network", "prune", "-f")
-    until("no lease is left", lambda: not faulty.leftovers(), 75)
+    until("no lease is left", lambda: not faulty.held(), 75)
     until("no link is left", lambda: not links(faulty))
 
 

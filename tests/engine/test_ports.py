@@ -49,7 +49,7 @@ def left(docker: Engine) -> list[str]:
     )
     maps = [item["map"] for item in json.loads(listed.stdout)["nftables"] if "map" in item]
     elements = [str(item["elem"]) for item in maps if "elem" in item]
-    return [*docker.leftovers(), *claims, *elements]
+    return [*docker.held(), *claims, *elements]
 
 
 def free_port() -> int:
