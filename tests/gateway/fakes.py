@@ -13,7 +13,7 @@ from mooring.gateway.gateway import Gateway
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.endpoints import predefined_id
-from mooring.kit.errors import Conflict, InvalidParameter, NotFound
+from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
     ContainerCreated,
@@ -130,6 +130,7 @@ class FakeEngine:
         self.uploaded = b""
         self.echo = False
         self.exec_error = ""
+        self.exec_refusal: EngineError | None = None
         self.gateway: Gateway | None = None
         self.containers: Bucket[ContainerRecord]
         self.execs: Bucket[ExecRecord]
@@ -361,6 +362,8 @@ class FakeEngine:
         """It runs `cat` if it has input, else prints its command and ends."""
         self.asked.append(request)
         record = (await self.execs.get(request.exec_id)).record
+        if self.exec_refusal is not None:
+            raise self.exec_refusal
         if self.exec_error:
             await self.end_exec(record.id, 126)
             return ExecStarted(error=self.exec_error, exit_code=126)

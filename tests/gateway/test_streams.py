@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import time
 
+from mooring.gateway.output import Formatter
+from mooring.gateway.routes.execs import ExecRoutes
+from mooring.gateway.sessions.plans import AttachPlan
+from mooring.kit.errors import Conflict
 from mooring.kit.models.container import ContainerConfig, State
+from mooring.kit.models.exec import StartExec
+from mooring.kit.models.host import OpenStream
 
 from .client import Answer, Client, Connection
 from .fakes import SECOND, FakeEngine
+from .test_sessions import Kept
 
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 STREAMS = "stream=1&stdout=1&stderr=1"
@@ -162,10 +170,12 @@ async def test_exec_shows_its_output_and_then_its_exit_code(
     exec_id = made.json["Id"]
     before = (await client.get(f"/exec/{exec_id}/json")).json
     assert (before["Running"], before["ExitCode"]) == (False, None)
-    started = await client.request("POST", f"/exec/{exec_id}/start", {"Tty": False}, UPGRADE)
-    assert started.status == 101
     connection = await client.connect()
-    again = await connection.request("POST", f"/exec/{exec_id}/start", {})
+    headers = {"Content-Type": "application/json", **UPGRADE}
+    connection.send("POST", f"/exec/{exec_id}/start", b'{"Tty":false}', headers)
+    assert (await connection.head()).status == 101
+    assert mux(await connection.reader.read()) == [(1, b"echo hi\n")]
+    again = await client.request("POST", f"/exec/{exec_id}/start", {})
     assert again.status == 409
     assert (await client.get(f"/exec/{exec_id}/json")).json["ExitCode"] == 3
 
@@ -197,6 +207,52 @@ async def test_exec_with_input_ends_with_it(client: Client, engine: FakeEngine) 
     connection.writer.write(b"over and out")
     connection.writer.write_eof()
     assert mux(await connection.reader.read()) == [(1, b"over and out")]
+
+
+async def test_an_exec_whose_gateway_died_before_it_had_asked_is_started_by_the_next(
+    client: Client, engine: FakeEngine
+) -> None:
+    record = await engine.running("web")
+    made = await client.post("/containers/web/exec", {"Cmd": ["echo", "hi"], "AttachStdout": True})
+    ident = made.json["Id"]
+    plan = AttachPlan(
+        kind="exec",
+        node=record.node,
+        opened=OpenStream(id=record.id, exec_id=ident, offset=0, follow=True),
+        container=record.id,
+        exec_id=ident,
+        start=StartExec(request_id="first-1", exec_id=ident),
+    )
+    kept = Kept()
+    assert engine.gateway is not None
+    # Its client has the head; the record says that nothing was started.
+    wire = kept.wire()
+    first = Formatter(raw=False, stdout=True, stderr=True)
+    await wire.send(b"", first.state(0))
+    await ExecRoutes(engine.gateway).resume(plan, wire)
+    kept.server.shutdown(socket.SHUT_WR)
+    assert mux(kept.client.recv(1 << 16)) == [(1, b"echo hi\n")]
+    kept.close()
+    assert (await client.get(f"/exec/{ident}/json")).json["ExitCode"] == 3
+
+
+async def test_an_exec_that_is_refused_says_why_in_the_stream(
+    client: Client, engine: FakeEngine
+) -> None:
+    record = await engine.running("web")
+    engine.exec_refusal = Conflict("Error: Exec command x is already running")
+    made = await client.post("/containers/web/exec", {"Cmd": ["x"], "AttachStdout": True})
+    connection = await client.connect()
+    connection.send("POST", f"/exec/{made.json['Id']}/start", b"{}",
+                    {"Content-Type": "application/json"})  # fmt: skip
+    # As with dockerd, which sends the head before it starts anything.
+    assert (await connection.head()).status == 200
+    assert mux(await connection.reader.read()) == [
+        (1, b"Error: Exec command x is already running\r\n")
+    ]
+    await engine.exit(record.id)
+    refused = await client.post(f"/exec/{made.json['Id']}/start", {})
+    assert (refused.status, refused.message) == (409, f"container {record.id} is not running")
 
 
 async def test_an_exec_that_cannot_be_executed_says_why_in_the_stream(

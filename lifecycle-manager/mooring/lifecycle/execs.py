@@ -7,7 +7,8 @@ import time
 
 from mooring.kit import faults
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
-from mooring.kit.models.container import ContainerRecord, Event, State
+from mooring.kit.execs import check_executable
+from mooring.kit.models.container import ContainerRecord, Event
 from mooring.kit.models.exec import (
     CreateExec,
     ExecCreated,
@@ -48,7 +49,7 @@ class ExecHandlers:
         if not request.config.cmd:
             raise InvalidParameter("No exec command specified")
         container = await resolve(engine, request.container, request.request_id)
-        container = await engine.containers.change(container.key, _running)
+        container = await engine.containers.check(container.key, check_executable)
         now = time.time_ns()
         record = ExecRecord(
             id=exec_id,
@@ -87,7 +88,7 @@ class ExecHandlers:
                 raise Conflict(f"Error: Exec command {record.id} has already run")
             if record.state is not ExecState.CREATED:
                 raise Conflict(f"Error: Exec command {record.id} is already running")
-            _running(container)
+            check_executable(container)
             action = f"exec_start: {' '.join(record.config.cmd)}"
             return record.model_copy(
                 update={
@@ -205,20 +206,6 @@ def _started(record: ExecRecord, pid: int) -> ExecRecord:
     return record.model_copy(
         update={"state": ExecState.RUNNING, "pid": pid, "owner": "", "deadline_ns": 0}
     )
-
-
-def _running(container: ContainerRecord) -> ContainerRecord:
-    """The record itself; Docker's refusals if nothing can be executed in it now."""
-    match container.state:
-        case State.RUNNING | State.STOPPING if container.pid:
-            return container
-        case State.PAUSED:
-            raise Conflict(f"Container {container.id} is paused, unpause the container before exec")
-        case State.RESTARTING:
-            raise Conflict(
-                f"Container {container.id} is restarting, wait until the container is running"
-            )
-    raise Conflict(f"container {container.id} is not running")
 
 
 def _event(

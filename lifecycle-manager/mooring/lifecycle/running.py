@@ -8,7 +8,6 @@ a repeated request, another replica and the reconciler all just call them again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 from mooring.kit import faults, signals
 from mooring.kit.endpoints import parse_link
@@ -308,7 +307,7 @@ class RunningHandlers:
         if row.record.command_id == command and row.record.state is State.PAUSED:
             return Done(revision=row.revision)
         with engine.holding(row.key):
-            row = await engine.containers.change(row.key, _checked(states.check_running))
+            row = await engine.containers.check(row.key, states.check_running)
             record = row.record
             await engine.hosts.pause(record.node, HostContainer(id=record.id))
             faults.point("lifecycle.pause.hosted")
@@ -323,7 +322,7 @@ class RunningHandlers:
         if row.record.command_id == command and row.record.state is State.RUNNING:
             return Done(revision=row.revision)
         with engine.holding(row.key):
-            row = await engine.containers.change(row.key, _checked(states.check_unpausable))
+            row = await engine.containers.check(row.key, states.check_unpausable)
             row = await self._unpause(row, command)
         return Done(revision=row.revision)
 
@@ -356,15 +355,3 @@ def run_to_stop(record: ContainerRecord) -> int:
     """The run that a stop is meant for; 0, whichever there is, if the host restarts by itself."""
     policy = record.host_config.restart_policy.name
     return record.run if policy in ("", "no") else 0
-
-
-def _checked(
-    check: Callable[[ContainerRecord], None],
-) -> Callable[[ContainerRecord], ContainerRecord]:
-    """A decision that changes nothing and may refuse."""
-
-    def decide(record: ContainerRecord) -> ContainerRecord:
-        check(record)
-        return record
-
-    return decide

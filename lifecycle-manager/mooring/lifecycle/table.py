@@ -186,6 +186,23 @@ class Table(Generic[R]):
             except StaleRevision:
                 row, proved = await self.fetch(key), True
 
+    async def check(self, key: str, check: Callable[[R], None]) -> Row[R]:
+        """The row, if its record passes; NotFound, or what `check` raises.
+
+        What passes by memory passes; a refusal is given only after looking at the store.
+        """
+        row = self._rows.get(key)
+        if row is not None:
+            try:
+                check(row.record)
+            except EngineError:
+                pass
+            else:
+                return row
+        row = await self.fetch(key)
+        check(row.record)
+        return row
+
     # --- keeping up ---
 
     async def _write(self, key: str, record: R, write: Awaitable[int]) -> Row[R]:

@@ -69,15 +69,16 @@ class Joining:
 
     async def _ask(self, run: Run, request: HostExec) -> dict[str, Any]:
         assert run.record is not None
-        with open(f"{run.record.bundle}/config.json", "rb") as file:
-            process = json.load(file)["process"]
+        if run.process is None:
+            with open(f"{run.record.bundle}/config.json", "rb") as file:
+                run.process = json.load(file)["process"]
         size = [request.rows, request.columns] if request.rows and request.columns else None
         channel = await run.reach()
         answer = await channel.request_with(
             "exec",
             hold=True,
             exec=request.exec_id,
-            process=_described(process, request.config, run.record.init.pid),
+            process=_described(run.process, request.config, run.record.init.pid),
             tty=request.config.tty,
             stdin=request.config.attach_stdin,
             output=request.attach,

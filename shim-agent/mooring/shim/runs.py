@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mooring.kit.errors import Conflict, NotFound, Unavailable
 
@@ -159,6 +159,7 @@ class Run:
         "paused",
         "pidfd",
         "pressed",
+        "process",
         "published",
         "record",
         "sources",
@@ -187,6 +188,8 @@ class Run:
         """The name that the process manager has them by as well."""
         self.stdin_closed = False
         self.execs: dict[str, Exec] = {}
+        self.process: dict[str, Any] | None = None
+        """That of its config.json, once an exec has needed it: it never changes."""
         self.ended_execs: deque[str] = deque(maxlen=256)
         """Of which nothing is left to read."""
         self.sources: set[Pinnable] = set()

@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any
 
 from mooring.gateway import detach
+from mooring.gateway.engine import Engine
 from mooring.gateway.gateway import Gateway
 from mooring.gateway.http.connection import Kind
 from mooring.gateway.http.reply import Reply, empty, json_reply
 from mooring.gateway.http.request import Request
+from mooring.gateway.http.wire import Wire
 from mooring.gateway.output import multiplexed
 from mooring.gateway.relay import Input, Relay, carry_on, formatter_of, open_log
 from mooring.gateway.router import Route
@@ -25,7 +27,8 @@ from mooring.gateway.sessions.resuming import Resumable
 from mooring.gateway.sessions.store import Beginning
 from mooring.gateway.sessions.wire import DurableWire
 from mooring.kit import subjects
-from mooring.kit.errors import Conflict, InvalidParameter, NotFound
+from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound
+from mooring.kit.execs import check_executable
 from mooring.kit.models.base import Done
 from mooring.kit.models.exec import (
     CreateExec,
@@ -37,7 +40,6 @@ from mooring.kit.models.exec import (
 )
 from mooring.kit.models.host import HostResize, OpenStream
 from mooring.kit.store import Entry
-from mooring.kit.streams import Download
 
 from .attach import content_type
 from .notes import note
@@ -86,6 +88,10 @@ class ExecRoutes:
         if record.state is not ExecState.CREATED:
             what = "has already run" if record.state is ExecState.EXITED else "is already running"
             raise Conflict(f"Error: Exec command {record.id} {what}")
+        container = self._gateway.engine.containers.mirror.get(record.container)
+        if container is None:
+            raise NotFound(f"No such exec instance: {request.name}")
+        check_executable(container.record)
         rows, columns = console_size(given.ConsoleSize)
         message = StartExec(
             exec_id=record.id, detach=given.Detach, tty=given.Tty, rows=rows, columns=columns
@@ -123,31 +129,34 @@ class ExecRoutes:
         if config.attach_stdin:
             plan.session = secrets.token_hex(8)
             plan.detach_keys = detach.parse(config.detach_keys) if tty else None
+        if not (config.attach_stdout or config.attach_stderr or config.attach_stdin):
+            await self._start_unread(request, message, tty)
+            return
+        plan.start = message.model_copy(update={"request_id": engine.bus.new_id()})
         formatter = formatter_of(plan)
-        # The host keeps the stream waiting for the exec: that saves a round trip after the start.
-        starting = engine.background(engine.ask(subjects.EXEC_START, message, ExecStarted))
-        async with contextlib.AsyncExitStack() as stack:
-            reading = None
-            if config.attach_stdout or config.attach_stderr or config.attach_stdin:
-                reading = await stack.enter_async_context(open_log(engine.bus, record.node, opened))
-            error = await _refusal(starting, reading)
-            beginning = None
-            if reading is not None and not error:
-                beginning = Beginning(plan, formatter.state(reading.offset))
+        # The host keeps the stream waiting for the exec, and as in Docker the head does not: what
+        # is wrong from here on is told in the stream.
+        start = _Start(engine, plan.start, raw=tty)
+        async with open_log(engine.bus, record.node, opened) as reading:
+            beginning = Beginning(plan, formatter.state(reading.offset))
             wire = await request.hijack(content_type(request, tty=tty), beginning)
-            if error or reading is None:
-                if error:
-                    text = f"{error}\r\n".encode()
-                    await wire.send(text if tty else multiplexed(_STDOUT, text))
-                await self._ended(record.id)
-                await wire.close()
-                return
+            start.tell(wire)
             relay = Relay(
-                engine.bus, wire, formatter, raw=tty, at_end=partial(self._ended, record.id)
+                engine.bus, wire, formatter, raw=tty, at_end=partial(self._ended, record.id, start)
             )
-            await relay.run(reading, Input.of(plan))
+            await relay.run(reading, Input.of(plan), start.refused())
         if relay.detached:
             await note(engine, record.container, "exec_detach", {"execID": record.id})
+
+    async def _start_unread(self, request: Request, message: StartExec, tty: bool) -> None:
+        """Start what nobody wants to hear of; the stream is empty but for an error."""
+        engine = self._gateway.engine
+        started = await engine.ask(subjects.EXEC_START, message, ExecStarted)
+        wire = await request.hijack(content_type(request, tty=tty))
+        if started.error:
+            await wire.send(_in_stream(started.error, raw=tty))
+        await self._ended(message.exec_id)
+        await wire.close()
 
     def resumable(self) -> Resumable:
         """See Sessions.resume."""
@@ -156,12 +165,21 @@ class ExecRoutes:
     async def resume(self, plan: AttachPlan, wire: DurableWire) -> None:
         """Go on with a client that another gateway had attached to an exec."""
         engine = self._gateway.engine
-        ended = partial(self._ended, plan.exec_id)
-        if await carry_on(engine.bus, plan, wire, at_end=ended):
+        entry = engine.execs.get(plan.exec_id)
+        start = None
+        if plan.start and entry is not None and entry.record.state is ExecState.CREATED:
+            # That gateway may have been killed before it had asked for it.
+            start = _Start(engine, plan.start, raw=plan.raw)
+            start.tell(wire)
+        ended = partial(self._ended, plan.exec_id, start)
+        refused = start.refused() if start else None
+        if await carry_on(engine.bus, plan, wire, at_end=ended, never=refused):
             await note(engine, plan.container, "exec_detach", {"execID": plan.exec_id})
 
-    async def _ended(self, exec_id: str) -> None:
-        """Wait until our copy says how it ended."""
+    async def _ended(self, exec_id: str, start: _Start | None = None) -> None:
+        """Wait until our copy says how it ended, and whoever asked for it has been told."""
+        if start is not None and await start.settled():
+            return
 
         def over(entry: Entry[ExecRecord] | None) -> bool:
             return entry is None or entry.record.state is ExecState.EXITED
@@ -202,28 +220,44 @@ class ExecRoutes:
         return entry.record
 
 
-async def _refusal(
-    starting: asyncio.Task[ExecStarted], reading: Download[OpenStream] | None
-) -> str:
-    """Wait for the start; why it was impossible, or "". What has printed something has started,
-    though the answer that says so is still on its way."""
-    if reading is None:
-        return (await asyncio.shield(starting)).error
-    printing = asyncio.create_task(reading.begun())
-    try:
-        await asyncio.wait((starting, printing), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done() and printing.done() and printing.result():
-            starting.add_done_callback(_heard)
-            return ""
-        return (await asyncio.shield(starting)).error
-    finally:
-        printing.cancel()
+class _Start:
+    """The start of an attached exec, under way; what is wrong with it is told in its stream."""
+
+    def __init__(self, engine: Engine, message: StartExec, *, raw: bool) -> None:
+        self._raw = raw
+        self._failing: asyncio.Task[bool] | None = None
+        self._background = engine.background
+        self._asking = engine.background(engine.ask(subjects.EXEC_START, message, ExecStarted))
+
+    def tell(self, wire: Wire) -> None:
+        """From now on there is somebody to be told."""
+        self._failing = self._background(self._tell(wire))
+
+    async def settled(self) -> bool:
+        """Wait until what is wrong with it, if anything, was told; whether there is no exec."""
+        assert self._failing is not None
+        return await asyncio.shield(self._failing)
+
+    async def refused(self) -> None:
+        """Returns if nothing will end the stream, and only then."""
+        if not await self.settled():
+            await asyncio.get_running_loop().create_future()
+
+    async def _tell(self, wire: Wire) -> bool:
+        refused = False
+        try:
+            error = (await self._asking).error
+        except EngineError as exc:
+            error, refused = exc.message, True
+        if error:
+            with contextlib.suppress(ConnectionError):
+                await wire.send(_in_stream(error, raw=self._raw))
+        return refused
 
 
-def _heard(starting: asyncio.Task[ExecStarted]) -> None:
-    """Nobody waits for this answer any more."""
-    if not starting.cancelled() and (error := starting.exception()) is not None:
-        logger.debug("the answer of an exec that has begun: %s", error)
+def _in_stream(error: str, *, raw: bool) -> bytes:
+    text = f"{error}\r\n".encode()
+    return text if raw else multiplexed(_STDOUT, text)
 
 
 def _shape(record: ExecRecord) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mooring.kit.models.base import Model
+from mooring.kit.models.exec import StartExec
 from mooring.kit.models.host import OpenStream
 
 
@@ -37,6 +38,8 @@ class AttachPlan(OutputPlan):
     container: str = ""
     run: int = 0
     exec_id: str = ""
+    start: StartExec | None = None
+    """The start of an exec, to be asked for (again) as long as it is only created."""
     session: str = ""
     detach_keys: bytes | None = None
     awaits: bool = False
