@@ -10,6 +10,7 @@ from mooring.kit import downloads
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.errors import Conflict, NotFound, Unavailable
+from mooring.kit.framing import END, PING, pack
 from mooring.kit.models.base import Request
 from mooring.kit.streams import Source, Upload, download, serve_downloads, serve_uploads, upload
 from tests.conftest import NatsProcess
@@ -161,6 +162,45 @@ async def test_a_download_resumes_at_its_byte_when_the_writer_is_restarted(
         restarted.set()
         assert await reading == "end"
     assert received == CONTENT
+
+
+class Sure(Bytes):
+    """A source that is told when its reader has everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sure = asyncio.Event()
+
+    def confirmed(self) -> None:
+        self.sure.set()
+
+
+async def test_a_source_is_sure_of_its_reader_only_when_that_says_so(bus: Bus, far: Bus) -> None:
+    """What was sent, to the end, may have been lost on its way: the reader then comes again."""
+    sources: list[Sure] = []
+
+    async def open_sure(request: Open) -> tuple[Source, int]:
+        sources.append(Sure())
+        return sources[-1], request.offset
+
+    await serve_downloads(far, "t.d", Open, open_sure)
+    last = Open(offset=len(CONTENT) - 10)
+    ended = asyncio.Event()
+    inbox = bus.client.new_inbox()
+    bus.client.subscribe(inbox, lambda message: ended.set() if message.data[0] == END else None)
+    message = downloads.OpenDownload(request=last.pack(), data=inbox, credit=1 << 20)
+    opened = await bus.request("t.d", message, downloads.DownloadOpened)
+    async with asyncio.timeout(5):
+        await ended.wait()
+    ended.clear()
+    # Asked, it says its last word again.
+    await bus.client.request(opened.control, pack(PING, last.offset), 5)
+    async with asyncio.timeout(5):
+        await ended.wait()
+        async with download(bus, "t.d", last, resume=at) as stream:
+            assert [bytes(data) async for _, data in stream] == [b"000299999\n"]
+        await sources[1].sure.wait()
+    assert not sources[0].sure.is_set() and not sources[0].closed.is_set()
 
 
 async def test_a_writer_that_vanishes_without_a_word_is_noticed(

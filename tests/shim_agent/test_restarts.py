@@ -17,12 +17,14 @@ from mooring.kit.models.container import RestartPolicy
 from mooring.kit.models.host import (
     ContainerExited,
     ContainerStarted,
+    Fact,
     HostPolicy,
     HostRestart,
     HostStarted,
     HostStop,
 )
 from mooring.shim.agent import Agent
+from mooring.shim.facts import Facts as Telling
 from mooring.shim.policies import LONGEST_DELAY_MS, Policy
 from mooring.shim.rundir import ExitRecord
 
@@ -168,6 +170,32 @@ async def test_stop_calls_a_restart_off(
     assert agent.containers.get(CONTAINER).restart is None
     assert json.loads(path.read_text())["stopped"]
     assert not worker.started
+
+
+async def test_a_stop_while_the_exit_is_being_told_leaves_no_restart(
+    agent: Agent,
+    worker: Worker,
+    shim: Shims,
+    settings: Settings,
+    bus: Bus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, tell = asyncio.Event(), Telling.tell
+
+    async def tell_late(self: Telling, kind: str, fact: Fact, msg_id: str) -> None:
+        await gate.wait()
+        await tell(self, kind, fact, msg_id)
+
+    monkeypatch.setattr(Telling, "tell", tell_late)
+    path = write_policy(settings, name="always")
+    shim().start().exit(1)
+    await until(lambda: json.loads(path.read_text()).get("decided") == 1)
+    subject = subjects.agent(settings.node_id, subjects.AGENT_STOP)
+    stopping = asyncio.create_task(bus.request(subject, HostStop(id=CONTAINER), Done))
+    await until(lambda: bool(json.loads(path.read_text())["stopped"]))
+    gate.set()
+    await stopping
+    assert agent.containers.get(CONTAINER).restart is None
 
 
 async def test_a_policy_that_ends_restarts_calls_them_off(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
@@ -17,6 +18,8 @@ from .asking import PATIENCE, Asker, Broken, Torn, demultiplexed, rest
 
 IMAGE = "mooring-torture"
 LABEL = "mooring.torture"
+ON_ITS_WAY = 20.0
+"""Seconds within which a request whose answer was lost is carried out, if ever."""
 _EXCUSES = re.compile(
     r"EOF|connection reset|broken pipe|cannot connect|connection refused|transport connection"
     r"|server closed|the bus|starting|stopping|does not answer|took too long",
@@ -80,6 +83,7 @@ class Client(threading.Thread):
                 when = time.strftime("%H:%M:%S")
                 words = f"{when} {name}: {type(exc).__name__}: {exc}"
                 self.wrong.append(f"{words}\n{self.record(name)}")
+                self.clean(name)
 
     def one(self, name: str) -> None:
         """One thing, from its beginning to its end."""
@@ -100,6 +104,13 @@ class Client(threading.Thread):
             lines.append(f"no more is known: {exc!r}"[:200])
         return "\n".join(f"    {line}" for line in lines)
 
+    def clean(self, name: str) -> None:
+        """What went wrong with one container is not to stop the next."""
+        with contextlib.suppress(Torn):
+            for path in (f"/containers/{name}", f"/containers/{name}-b"):
+                self.asker.ask("DELETE", f"{path}?force=1&v=1", [204, 404], again=[409])
+            self.asker.ask("DELETE", f"/networks/{name}-net", [204, 404])
+
     # --- one container, from its creation to its removal ---
 
     def create(self, name: str, script: str, **fields: Any) -> str:
@@ -111,9 +122,34 @@ class Client(threading.Thread):
         return str(answer.json["Id"] if answer.status == 201 else self.inspect(name)["Id"])
 
     def begin(self, name: str) -> None:
-        """Start it."""
-        self.asker.ask("POST", f"/containers/{name}/start", [204], again=[304])
+        """Start it, once.
+
+        Of a start whose answer was lost nobody knows whether it is still on its way, and a short
+        run may be over before it is asked again: so again only where it was not carried out.
+        """
+        before = self.inspect(name)["State"]
+        path = f"/containers/{name}/start"
+        try:
+            self.asker.once("POST", path, [204])
+        except Broken:
+            while not self.begun(name, before):
+                try:
+                    self.asker.once("POST", path, [204, 304])
+                except Broken:
+                    continue
         self.counts["runs"] += 1
+
+    def begun(self, name: str, before: Any) -> bool:
+        """Whether it has begun since; a start that is on its way is given time."""
+
+        def seen() -> bool:
+            state = self.inspect(name)["State"]
+            return bool(state["StartedAt"] != before["StartedAt"])
+
+        try:
+            return self.asker.calm(f"{name} begins", seen, ON_ITS_WAY)
+        except Torn:
+            return False
 
     def inspect(self, name: str) -> Any:
         """Its inspect."""

@@ -8,6 +8,7 @@
       PING  →  ←  PING offset                    (when nothing came for 2 s, after a reconnect,
                                                   and when another writer begins to serve)
       ←  END                                     or CLOSE  →
+      CLOSE  →                                   (all of it is there, to the end)
 
 Whoever misses something (a gap, no answer, a writer that is behind what it has sent) opens again.
 """
@@ -19,7 +20,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from .bus import Bus, served
 from .errors import EngineError
@@ -67,6 +68,15 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """See above."""
+        ...
+
+
+@runtime_checkable
+class Confirmed(Source, Protocol):
+    """A source of which something is given up once its reader has all of it."""
+
+    def confirmed(self) -> None:
+        """The reader has it, to the end. Called before `close`, if it is called."""
         ...
 
 
@@ -128,6 +138,9 @@ class _Sender:
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
         self._more = asyncio.Event()
+        self._end = b""
+        """Sent already: the last word, to be said again to a reader that asks."""
+        self._confirmed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.TimerHandle
 
@@ -138,6 +151,8 @@ class _Sender:
         reason, error = "end", None
         try:
             await self._send_all()
+            if isinstance(self._source, Confirmed):
+                await self._await_confirmation(self._source)
         except (asyncio.CancelledError, Moved):
             reason = MOVED
         except EngineError as exc:
@@ -148,10 +163,22 @@ class _Sender:
         finally:
             self._watcher.cancel()
             self._client.unsubscribe(self._subscription)
-            # Lost, the reader asks, is told that nobody is here, and opens again.
-            with contextlib.suppress(Disconnected):
-                self._client.publish(self._data, pack(END, self._offset, pack_end(reason, error)))
+            if not self._end:
+                # Lost, the reader asks, is told that nobody is here, and opens again.
+                with contextlib.suppress(Disconnected):
+                    last = pack(END, self._offset, pack_end(reason, error))
+                    self._client.publish(self._data, last)
             await self._source.close()
+
+    async def _await_confirmation(self, source: Confirmed) -> None:
+        """Say that this was all, until the reader says that it has it; GONE seconds at most."""
+        self._end = pack(END, self._offset, pack_end("end", None))
+        with contextlib.suppress(Disconnected):
+            self._client.publish(self._data, self._end)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GONE):
+                await self._confirmed.wait()
+                source.confirmed()
 
     async def _send_all(self) -> None:
         while True:
@@ -174,7 +201,9 @@ class _Sender:
         self._heard = self._loop.time()
         kind, _, offset = prefix.unpack_from(message.data)
         if kind == CLOSE:
-            if self._task is not None:
+            if self._end:
+                self._confirmed.set()
+            elif self._task is not None:
                 self._task.cancel()
             return
         if offset > self._granted:
@@ -182,6 +211,8 @@ class _Sender:
             self._more.set()
         if kind == PING and message.reply:
             with contextlib.suppress(Disconnected):
+                if self._end:
+                    self._client.publish(self._data, self._end)
                 self._client.publish(message.reply, pack(PING, self._offset))
 
     def _watch(self) -> None:
@@ -248,8 +279,8 @@ class Download(Generic[Q]):
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._client.unsubscribe(self._subscription)
-        if not self.reason:
-            self._tell(CLOSE)
+        # No more is wanted; or, after the end, all of it is here.
+        self._tell(CLOSE)
 
     async def begun(self) -> bool:
         """Wait for the first bytes, which are left to be read; False if none come for now."""

@@ -6,10 +6,11 @@ writer.
 
 from __future__ import annotations
 
-from .downloads import Download, Moved, Source, download, serve_downloads
+from .downloads import Confirmed, Download, Moved, Source, download, serve_downloads
 from .uploads import Upload, Uploader, serve_uploads, upload
 
 __all__ = [
+    "Confirmed",
     "Download",
     "Moved",
     "Source",

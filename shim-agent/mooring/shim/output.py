@@ -219,10 +219,14 @@ class ExecSource:
                 self._trim(offset)
                 return data
             if finished:
-                entry.read = True
                 return b""
             await entry.watch.beyond(offset)
         return self._pinned.read(offset, limit)
+
+    def confirmed(self) -> None:
+        """Its reader has all of it: nobody will come back for what there was."""
+        if self._entry is not None:
+            self._entry.read = True
 
     def pin(self) -> None:
         """The container has ended, and its run directory with this log will be deleted."""

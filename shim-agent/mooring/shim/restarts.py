@@ -55,8 +55,12 @@ class Restarts:
         self._work = work
 
     def schedule(self, container: Container, policy: Policy) -> None:
-        """Start the container again at `policy.next_ns`."""
-        if container.restart is not None:
+        """Start the container again at `policy.next_ns`, unless it was stopped meanwhile.
+
+        Between a decision and its restart the exit is told, for as long as that takes: a stop that
+        came then found no restart to call off.
+        """
+        if container.restart is not None or self._policies.read(container.id).stopped:
             return
         restart = Restart(policy.run + 1)
         restart.task = self._work.start(
