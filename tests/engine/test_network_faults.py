@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -92,6 +93,25 @@ def test_a_network_is_removed_through_a_kill(docker: Engine, point: str) -> None
     assert docker.api("GET", "/networks/mine").status == 404
     docker.docker("network", "create", "mine")
     assert len(docker.events(type="network", network=made, event="destroy")) == 1
+
+
+def test_the_name_of_a_network_that_is_being_removed_is_waited_for(docker: Engine) -> None:
+    """Nobody finds the network any more: that its name were taken would be no answer."""
+    docker.docker("network", "create", "mine")
+    worker = docker.pids()["runtime"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            removed = pool.submit(docker.api, "DELETE", "/networks/mine")
+            until("it is hidden", lambda: docker.api("GET", "/networks/mine").status == 404)
+            body = {"Name": "mine"}
+            made = pool.submit(docker.api, "POST", "/networks/create", body)
+            until("both wait", lambda: removed.running() and made.running())
+            os.kill(worker, signal.SIGCONT)
+            assert removed.result().status == 204
+            assert made.result().status == 201
+    finally:
+        os.kill(worker, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("point", [*REWIRE, "runtime.network.claimed", "runtime.connect.plugged"])

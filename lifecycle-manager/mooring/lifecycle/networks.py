@@ -7,6 +7,7 @@ and is active. Removing goes the other way. Whatever is left half-done is finish
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -52,6 +53,9 @@ _DRIVERS = {"bridge": "bridge", "host": "host", "none": "null"}
 _CLAIM_LIMIT = 120 * SECOND
 """A claim without a record that is older than this belongs to nobody, whoever lives."""
 
+REMOVAL_SECONDS = 20.0
+"""How long a create waits for the removal of a network that had its name."""
+
 
 class NetworkHandlers:
     """create, remove, prune; and the networks that always exist."""
@@ -80,6 +84,7 @@ class NetworkHandlers:
         if not nodes:
             raise Unavailable("no host has joined the engine yet: its runtime worker is starting")
         record.node = max(nodes, key=lambda node: node.seen_ns).id
+        await self._name_given_back(record.name)
         self._check_name(record.name, (await self._claims())[0].claims)
         used = await engine.hosts.subnets(record.node) if _wants_subnet(record) else []
         with engine.holding(network_id):
@@ -304,6 +309,13 @@ class NetworkHandlers:
         await self._change_claims(decide)
         return chosen
 
+    async def _name_given_back(self, name: str) -> None:
+        """Wait for the end of the removal of a network: nobody finds it by its name any more."""
+        for row in list(self._engine.networks.rows()):
+            if row.record.name == name and row.record.progress is Progress.REMOVING:
+                with contextlib.suppress(TimeoutError):
+                    await self._engine.networks.until(row.key, _is_settled, REMOVAL_SECONDS)
+
     def _check_name(self, name: str, claims: dict[str, Claimed]) -> None:
         if any(claim.name == name for claim in claims.values()):
             raise Conflict(f"network with name {name} already exists")
@@ -377,6 +389,10 @@ class NetworkHandlers:
             except StaleRevision:
                 return
             engine.events.forget(row.key)
+
+
+def _is_settled(record: NetworkRecord | None) -> bool:
+    return record is None or record.progress is not Progress.REMOVING
 
 
 def _is_shown(record: NetworkRecord) -> bool:

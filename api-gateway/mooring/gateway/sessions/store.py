@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -53,15 +52,27 @@ class Sessions:
         self._slots = Slots(found[0] if found else -1)
         if not found:
             keeper.store(_TABLE, self._slots.descriptor)
+        self._left = list(self._slots.used())
+        """Those that another process began; from here on clients come that are ours."""
         self._pipes: dict[int, tuple[Pipe, Pipe]] = {}
-        for number in self._numbers("out"):
-            with contextlib.suppress(IndexError, KeyError):
-                pair = (Pipe.of(self._kept[f"out.{number}"]), Pipe.of(self._kept[f"in.{number}"]))
-                self._pipes[number] = pair
+        for number in {*self._numbers("out"), *self._numbers("in")}:
+            self._find_pipes(number)
         # What ended in the very moment in which we were killed.
         for number in set(self._numbers("client")) - set(self._slots.used()):
             keeper.unstore(f"client.{number}")
             for descriptor in self._kept.pop(f"client.{number}"):
+                os.close(descriptor)
+
+    def _find_pipes(self, number: int) -> None:
+        names = [f"{kind}.{number}" for kind in ("out", "in")]
+        found = [self._kept.pop(name, []) for name in names]
+        if all(len(ends) == 2 for ends in found):
+            self._pipes[number] = Pipe.of(found[0]), Pipe.of(found[1])
+            return
+        # We were killed while they were being kept: new ones would be mixed up with these.
+        for name, ends in zip(names, found, strict=True):
+            self._keeper.unstore(name)
+            for descriptor in ends:
                 os.close(descriptor)
 
     def _numbers(self, kind: str) -> Iterator[int]:
@@ -90,7 +101,7 @@ class Sessions:
         carry_on gets the session's description, and what makes its wire of what had arrived early.
         """
         async with asyncio.TaskGroup() as tasks:
-            for number in list(self._slots.used()):
+            for number in self._left:
                 clients = self._kept.pop(f"client.{number}", [])
                 description = self._slots.description(number)
                 if not clients or number not in self._pipes or not description:

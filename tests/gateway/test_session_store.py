@@ -1,0 +1,106 @@
+"""Which sessions a gateway finds, keeps and lets go, whatever moment its predecessor died at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mooring.gateway.http.wire import HangupWatch
+from mooring.gateway.sessions.plans import Plan
+from mooring.gateway.sessions.store import Beginning, Sessions
+from mooring.gateway.sessions.wire import DurableWire
+
+
+class Manager:
+    """Keeps descriptors as a process manager does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+
+    def store(self, name: str, descriptor: int) -> None:
+        self.kept.setdefault(name, []).append(os.dup(descriptor))
+
+    def unstore(self, name: str) -> None:
+        for descriptor in self.kept.pop(name, []):
+            os.close(descriptor)
+
+    def stored(self) -> dict[str, list[int]]:
+        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}
+
+
+Pair = Callable[[], tuple[socket.socket, socket.socket]]
+
+
+@pytest.fixture
+def client() -> Iterator[Pair]:
+    """Makes a client's end and ours."""
+    with contextlib.ExitStack() as made:
+
+        def make() -> tuple[socket.socket, socket.socket]:
+            theirs, ours = socket.socketpair()
+            made.enter_context(theirs)
+            made.enter_context(ours)
+            ours.setblocking(False)
+            return theirs, ours
+
+        yield make
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+async def carried_on(sessions: Sessions) -> list[str]:
+    """Resume, and say which sessions were gone on with."""
+    found = []
+
+    async def carry_on(description: bytes, make: Callable[[bytes], DurableWire]) -> None:
+        found.append(Plan.unpack(description).kind)
+        make(b"")
+
+    await sessions.resume(carry_on)
+    return found
+
+
+async def test_a_session_that_begins_before_the_old_ones_are_resumed_is_left_alone(
+    manager: Manager, client: Pair
+) -> None:
+    """It had been taken for one whose client had gone: its slot was given away a second time, and
+    one client got another's bytes."""
+    before = Sessions(manager, HangupWatch())
+    _, ours = client()
+    assert before.begin(ours, b"", Beginning(Plan(kind="old")))
+    after = Sessions(manager, HangupWatch())
+    theirs, ours = client()
+    wire = after.begin(ours, b"", Beginning(Plan(kind="new")))
+    assert wire is not None
+    assert await carried_on(after) == ["old"]
+    assert "client.1" in manager.kept
+    others = [after.begin(client()[1], b"", Beginning(Plan(kind="other"))) for _ in range(3)]
+    for other in others:
+        assert other is not None
+        await other.send(b"theirs")
+    await wire.send(b"ours")
+    assert theirs.recv(100) == b"ours"
+
+
+async def test_pipes_that_were_kept_by_half_are_not_mixed_with_new_ones(
+    manager: Manager, client: Pair
+) -> None:
+    Sessions(manager, HangupWatch())
+    reading, writing = os.pipe()
+    manager.store("out.0", reading)
+    os.close(reading)
+    os.close(writing)
+    sessions = Sessions(manager, HangupWatch())
+    theirs, ours = client()
+    wire = sessions.begin(ours, b"", Beginning(Plan(kind="new")))
+    assert wire is not None
+    assert [len(manager.kept[name]) for name in ("out.0", "in.0")] == [2, 2]
+    await wire.send(b"hello")
+    assert theirs.recv(100) == b"hello"
