@@ -54,6 +54,19 @@ async def test_the_pool_is_filled_and_filled_again_after_a_start() -> None:
     launcher.close()
 
 
+async def test_two_pools_never_prepare_the_same_cgroup() -> None:
+    """Of two that did, one container was started in the other's cgroup, or not at all."""
+    launcher = FakeLauncher()
+    pools = [Pool(launcher, 2, "/mooring") for _ in range(2)]
+    for pool in pools:
+        pool.refill()
+        await filled(pool, 2)
+    assert len(set(launcher.cgroups)) == 4
+    for pool in pools:
+        await pool.close()
+    launcher.close()
+
+
 async def test_a_shim_that_died_in_the_pool_is_not_handed_out() -> None:
     launcher = FakeLauncher()
     pool = Pool(launcher, 2, None)

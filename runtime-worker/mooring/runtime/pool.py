@@ -21,6 +21,9 @@ PAUSE = 0.02
 CALM = 2.0
 """Seconds without a start after which the pool shrinks to its usual size."""
 
+_numbers = itertools.count(1)
+"""Of prepared cgroups: two pools of one worker make theirs beside each other."""
+
 
 class Warm(Protocol):
     """A shim that waits for its container."""
@@ -50,7 +53,6 @@ class Pool(Generic[Shim]):
         self._warm: deque[Shim] = deque()
         self._filling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._numbers = itertools.count(1)
         self._closed = False
 
     def __len__(self) -> int:
@@ -117,5 +119,5 @@ class Pool(Generic[Shim]):
     async def _fork(self) -> Shim:
         name = None
         if self._cgroup_root is not None:
-            name = f"{self._cgroup_root}/warm.{os.getpid()}.{next(self._numbers)}"
+            name = f"{self._cgroup_root}/warm.{os.getpid()}.{next(_numbers)}"
         return await self._launcher.fork(name)
