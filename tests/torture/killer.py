@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -13,7 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from mooring.runtime.runs import start_time
 from tests.engine.harness import SERVICES, Engine
+
+from .traces import shims
 
 SHORTEST, LONGEST = 0.2, 2.0
 """Seconds between two kills."""
@@ -90,7 +92,7 @@ class Killer(threading.Thread):
 
     def _warm(self) -> None:
         """A shim that has no container yet, or what prepares one for it."""
-        busy = {record["shim_pid"] for _, record in self._records()}
+        busy = {record["shim_pid"] for _, record in shims(self.engine)}
         found = [
             pid for pid in children(self._launchers()[0])
             if pid not in busy and name_of(pid) in ("mooring-shim", "mooring-start")
@@ -108,17 +110,11 @@ class Killer(threading.Thread):
             self.kill(pid, what)
 
     def _a_shim(self) -> int:
-        """Any shim of a running container of the torture's."""
-        runs = [record for path, record in self._records() if not (path / "exit.json").exists()]
-        pid: int = self.chance.choice(runs)["shim_pid"]
+        """Any shim of a run that goes on: a pid alone may be another process's by now."""
+        found = [record for _, record in shims(self.engine)]
+        live = [one for one in found if start_time(one["shim_pid"]) == one["shim_start"]]
+        pid: int = self.chance.choice(live)["shim_pid"]
         return pid
-
-    def _records(self) -> list[tuple[Path, dict[str, int]]]:
-        found = []
-        for path in sorted((self.engine.run / "shims").glob("[!.]*/shim.json")):
-            with contextlib.suppress(OSError, ValueError):
-                found.append((path.parent, json.loads(path.read_text())))
-        return found
 
 
 def children(pid: int) -> list[int]:

@@ -37,7 +37,8 @@ def traces(engine: Engine) -> Counter[str]:
             if kind in record:
                 name, elements = record[kind]["name"], record[kind].get("elem", [])
                 found[f"elements of {name}"] = len(elements)
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    known = {record["shim_pid"] for _, record in shims(engine)}
+    for entry in set(filter(str.isdigit, os.listdir("/proc"))) - set(map(str, known)):
         with contextlib.suppress(OSError):
             name = Path(f"/proc/{entry}/comm").read_text().strip()
             if name.startswith("mooring-") and _belongs(entry, engine):
@@ -51,6 +52,15 @@ def stored(engine: Engine) -> dict[str, int]:
         return engine.kept(*KEEPS)
     listed = {service["name"]: service["stored"] for service in engine.status()["services"]}
     return {service: listed.get(service, 0) for service in KEEPS}
+
+
+def shims(engine: Engine) -> list[tuple[Path, dict[str, int]]]:
+    """The run directories there are, and the shim.json in each."""
+    found = []
+    for path in sorted((engine.run / "shims").glob("[!.]*/shim.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append((path.parent, json.loads(path.read_text())))
+    return found
 
 
 def _sessions(gateway: int) -> int:
