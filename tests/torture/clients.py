@@ -18,7 +18,7 @@ from .asking import PATIENCE, Asker, Broken, Torn, demultiplexed, rest
 
 IMAGE = "mooring-torture"
 LABEL = "mooring.torture"
-ON_ITS_WAY = 20.0
+ON_ITS_WAY = 40.0
 """Seconds within which a request whose answer was lost is carried out, if ever."""
 _EXCUSES = re.compile(
     r"EOF|connection reset|broken pipe|cannot connect|connection refused|transport connection"
@@ -68,6 +68,8 @@ class Client(threading.Thread):
         self.ended = threading.Event()
         self.wrong: list[str] = []
         self.past: list[Past] = []
+        self.unclear: set[str] = set()
+        """Containers whose start was asked for again."""
         self.execs: list[tuple[str, str, int]] = []
         """Container, id and exit code of each exec whose end was seen."""
 
@@ -80,6 +82,10 @@ class Client(threading.Thread):
                 self.one(name)
                 self.counts[self.kind] += 1
             except Exception as exc:
+                if name in self.unclear:
+                    self.counts["unclear"] += 1
+                    self.clean(name)
+                    continue
                 when = time.strftime("%H:%M:%S")
                 words = f"{when} {name}: {type(exc).__name__}: {exc}"
                 self.wrong.append(f"{words}\n{self.record(name)}")
@@ -125,7 +131,8 @@ class Client(threading.Thread):
         """Start it, once.
 
         Of a start whose answer was lost nobody knows whether it is still on its way, and a short
-        run may be over before it is asked again: so again only where it was not carried out.
+        run may be over before it is asked again: so again only where it was not carried out for
+        a while. What becomes of such a container proves nothing if it has run twice.
         """
         before = self.inspect(name)["State"]
         path = f"/containers/{name}/start"
@@ -133,6 +140,7 @@ class Client(threading.Thread):
             self.asker.once("POST", path, [204])
         except Broken:
             while not self.begun(name, before):
+                self.unclear.add(name)
                 try:
                     self.asker.once("POST", path, [204, 304])
                 except Broken:
@@ -182,7 +190,8 @@ class Client(threading.Thread):
         self.asker.calm(
             f"{name} is removed", lambda: self.asker.once("GET", path, [200, 404]).status == 404
         )
-        self.past.append(Past(name, id_, events, codes))
+        if name not in self.unclear:
+            self.past.append(Past(name, id_, events, codes))
 
     def log(self, name: str) -> tuple[bytes, bytes]:
         """All that it has printed, asked for until it comes whole."""

@@ -71,8 +71,7 @@ class Life(Client):
             self.chance.choice((*steps, self.reached))(name)
         self.down(name)
         self.remove(self.called, id_, "".join(self.acts) + "destroy ", self.codes or [])
-        if self.resolve(self.alias):
-            raise Torn(f"{self.alias} still has an address")
+        self.asker.calm(f"{self.alias} is free", lambda: not self.resolve(self.alias))
 
     def up(self, name: str) -> None:
         """Start it, wait for its first line."""
