@@ -89,16 +89,19 @@ def torture(
         for thread in (*load, killer):
             thread.start()
         begun = time.monotonic()
-        time.sleep(seconds)  # the torture itself
-        for client in load:
-            client.ended.set()
         wrong: list[str] = []
-        for client in load:
-            client.join(JOIN)
-            if client.is_alive():
-                wrong.append(f"{client.name} has not ended")
-        killer.ended.set()
-        killer.join()
+        try:
+            time.sleep(seconds)  # the torture itself
+        finally:
+            # Interrupted, too: an engine that is taken down is to have no clients any more.
+            for client in load:
+                client.ended.set()
+            for client in load:
+                client.join(JOIN)
+                if client.is_alive():
+                    wrong.append(f"{client.name} has not ended")
+            killer.ended.set()
+            killer.join()
         until("the API answers", engine.answers)
         counts: Counter[str] = Counter()
         for client in load:
