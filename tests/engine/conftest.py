@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from .harness import Engine, engine
+
+_TAIL = 8000
+"""Characters of each log of an engine that a failed test shows."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what the services of its engines said."""
+    report = yield
+    if report.failed:
+        values = getattr(item, "funcargs", {}).values()
+        for found in {id(value): value for value in values if isinstance(value, Engine)}.values():
+            for path in sorted(found.run.glob("*.log")):
+                report.sections.append((str(path), path.read_text()[-_TAIL:]))
+    return report
 
 
 @pytest.fixture(scope="session")
