@@ -65,7 +65,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 30) -> Any:
 
 
 class Engine:
-    """One engine; everything it has is below `folder`."""
+    """One engine; everything it has is below `folder` and `run`."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
@@ -242,8 +242,8 @@ class Engine:
         return found
 
     def marks(self) -> tuple[str, ...]:
-        """What every mount of this engine has in its line."""
-        return (str(self.folder),)
+        """One of these is in the line of every mount of this engine."""
+        return str(self.folder), str(self.run)
 
     def cgroup_patterns(self) -> tuple[str, ...]:
         """Where its containers' cgroups are, in version 2 and in version 1."""
@@ -280,7 +280,10 @@ def engine(*args: str, **env: str) -> Iterator[Engine]:
     """An engine that is up, with the image `bb`; afterwards it is gone without a trace."""
     # Not pytest's tmp_path: a unix socket's path is limited to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="moor-"))
+    # In memory, as /run is: on a busy disk a file is renamed in seconds.
+    memory = "/dev/shm" if os.path.ismount("/dev/shm") else None
     made = Engine(folder, **env)
+    made.run = Path(tempfile.mkdtemp(prefix="moor-", dir=memory))
     try:
         made.up(*args)
         made.load()
@@ -291,7 +294,8 @@ def engine(*args: str, **env: str) -> Iterator[Engine]:
             until("containers are cleared away", lambda: not made.leftovers())
         made.down("--containers")
         left = until_gone(made) + [str(path) for path in made.cgroups()]
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, made.run):
+            shutil.rmtree(path, ignore_errors=True)
     assert not left, f"left behind: {left}"
 
 

@@ -57,9 +57,11 @@ class Killer(threading.Thread):
         until("the API answers", self.docker.answers)
 
     def run(self) -> None:
-        good, short = (1.3, 1.8), (0.05, 0.6)
         # The moments are the test.
-        while not self.ended.wait(random.uniform(*(good if self.kills % 4 == 3 else short))):
+        while not self.ended.wait(random.uniform(0.05, 0.6)):
+            if self.kills % 4 == 3:
+                until("the API answers", self.docker.answers)
+                self.ended.wait(1.1)
             with contextlib.suppress(KeyError, ProcessLookupError, OSError, ValueError):
                 self.docker.kill("gateway")
                 self.kills += 1

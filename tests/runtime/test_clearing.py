@@ -172,6 +172,29 @@ async def test_what_nobody_has_published_yet_stays(layout: Layout, reaper: Reape
     assert os.listdir(layout.run_trash) == []
 
 
+async def test_unread_output_of_an_exec_does_not_stay_for_long_once_its_container_is_removed(
+    layout: Layout, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mooring.runtime.reaper.READERS_OF_REMOVED", 0.3)
+    directory = make_run(layout)
+    for acknowledged in ("exit.acked", "execs/e/exit.acked"):
+        (directory / acknowledged).parent.mkdir(parents=True, exist_ok=True)
+        (directory / acknowledged).touch()
+    await reaper.recover()
+    work = asyncio.create_task(reaper.run())
+    kept = asyncio.get_running_loop().time() + 1
+    while asyncio.get_running_loop().time() < kept:
+        assert directory.exists()
+        await asyncio.sleep(0.05)
+    reaper.mark_removed(ID)
+    async with asyncio.timeout(10):
+        while directory.exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await reaper.close(last=False)
+
+
 async def test_recovery_undoes_what_is_half_made_and_finishes_what_was_removed(
     layout: Layout, reaper: Reaper
 ) -> None:

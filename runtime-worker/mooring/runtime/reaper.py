@@ -29,8 +29,10 @@ T = TypeVar("T")
 REMEMBER_REMOVED = 120.0
 """Seconds: longer than any command is sent again."""
 FIRST_LOOK, LATER_LOOK = 0.1, 1.0
-READERS = 60.0
-"""Seconds that the output of execs is kept for slow readers after their container's end."""
+READERS, READERS_OF_REMOVED = 60.0, 5.0
+"""Seconds that the output of execs is kept for readers after their container's end, and if it was
+removed. Slow ones hold it open by then: it is for those whose agent was killed, and as with its
+log, one that does not come back at once to what is removed has no claim on it."""
 ROUND = 60.0
 """Seconds between looks for what nobody has released."""
 
@@ -232,7 +234,7 @@ class Reaper:
             return False
         with contextlib.suppress(FileNotFoundError):
             if os.listdir(f"{run.directory}/execs"):
-                return waited >= READERS
+                return waited >= (READERS_OF_REMOVED if self.was_removed(run.id) else READERS)
         return True
 
     def _look_around(self) -> None:
