@@ -50,6 +50,8 @@ _RUNTIME_WORDS = (
 class Shims(Protocol):
     """What runs containers; see handing.Shims."""
 
+    @property
+    def early(self) -> bool: ...
     async def make(self, message: dict[str, Any], spec: dict[str, Any]) -> Making | None: ...
     async def start(
         self, message: dict[str, Any], spec: dict[str, Any], making: Making | None = None
@@ -114,7 +116,7 @@ class Containers:
         Nobody waits for it, and whatever is in the way will be told at the start.
         """
         record = request.record
-        if not self._early.wanted(record):
+        if not self._parts.shims.early or not self._early.wanted(record):
             return Done()
         await asyncio.sleep(early.PAUSE)
         with log.bind(container=record.id[:12]):

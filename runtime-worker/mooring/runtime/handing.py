@@ -55,6 +55,11 @@ class Shims:
             await self._bare.close()
         await self._helped.close()
 
+    @property
+    def early(self) -> bool:
+        """Whether `make` can do anything here."""
+        return self._bare is not None
+
     async def make(self, message: dict[str, Any], spec: dict[str, Any]) -> Making | None:
         """Make a container before its start is asked for, from the message for a shim.
 
