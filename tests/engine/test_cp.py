@@ -378,3 +378,12 @@ def test_a_kill_never_makes_half_an_archive_look_whole(docker: Engine, victim: s
         lambda: docker.api("HEAD", "/containers/web/archive?path=/big").status == 200,
     )
     until("the helpers are gone", lambda: not helpers(docker))
+
+
+def test_what_is_copied_into_a_created_container_is_there_when_it_starts(docker: Engine) -> None:
+    # Its run may have been made by then, with the same files below: that is taken back first.
+    for number in range(5):
+        name = f"early{number}"
+        docker.docker("create", "--name", name, "bb", "cat", "/given")
+        assert put(docker, name, "/", tar_of(entry("given", b"%d" % number)))[0] == 200
+        assert docker.out("start", "-a", name) == str(number)

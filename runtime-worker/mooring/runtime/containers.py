@@ -121,7 +121,7 @@ class Containers:
         await asyncio.sleep(early.PAUSE)
         with log.bind(container=record.id[:12]):
             async with self._locks.hold(record.id):
-                if self._runs.of(record.id) or self._parts.reaper.was_removed(record.id):
+                if self._runs.of(record.id) or self._is_late(record.id, request.run):
                     return Done()
                 steps = Steps(f"prepare {record.id[:12]}")
                 try:
@@ -143,6 +143,10 @@ class Containers:
                     self._early.add(made)
                 self._refill()
         return Done()
+
+    def _is_late(self, id_: str, run: int) -> bool:
+        reaper = self._parts.reaper
+        return reaper.was_removed(id_) or run <= reaper.last_released(id_)
 
     async def close(self) -> None:
         """Take back what was made early."""
