@@ -243,6 +243,23 @@ def test_prune_takes_what_has_no_name_and_with_all_what_has_no_container(e: Engi
     assert e.events(type="image")[-1]["Action"] == "prune"
 
 
+@pytest.mark.parametrize(
+    ("path", "filters", "words"),
+    [
+        ("images/prune", {"until": ["bad"]}, 'failed to parse value as time or duration: "bad"'),
+        ("images/prune", {"dangling": ["false", "true"]}, "invalid filter 'dangling=[false true]'"),
+        ("images/search", {"stars": ["x"]}, "Invalid filter 'stars=x'"),
+    ],
+)
+def test_a_filter_that_is_wrong_is_refused_in_dockers_words(
+    e: Engine, path: str, filters: dict[str, list[str]], words: str
+) -> None:
+    query = urlencode({"term": "x", "filters": json.dumps(filters)})
+    method = "POST" if path.endswith("prune") else "GET"
+    answer = e.api(method, f"/{path}?{query}")
+    assert (answer.status, answer.message) == (400, words)
+
+
 def test_disk_usage_counts_each_layer_once(e: Engine) -> None:
     e.docker("run", "--name", "box", "bb", "sh", "-c", "echo 12345 > /f")
     e.docker("commit", "box", "usage")
@@ -277,6 +294,11 @@ def test_import_gets_a_root_file_system_from_a_url(e: Engine) -> None:
         missing = e.docker("import", f"{url}/missing.tar", check=False)
         server.shutdown()
     assert "failed to GET" in missing.stderr and "404" in missing.stderr
+    gone = e.docker("import", f"{url}/rootfs.tar", check=False).stderr
+    words = f"dial tcp 127.0.0.1:{server.server_port}: connect: connection refused"
+    assert gone == f'Error response from daemon: Get "{url}/rootfs.tar": {words}\n'
+    junk = e.docker("import", "-", stdin="junk" * 500, check=False).stderr
+    assert junk == "Error response from daemon: archive/tar: invalid tar header\n"
     assert e.out("run", "--rm", "fetched") == "fetched"
     history = e.api("GET", "/images/fetched/history").json
     assert history[0]["Comment"] == f"Imported from {url}/rootfs.tar"

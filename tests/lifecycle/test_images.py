@@ -97,6 +97,18 @@ async def test_layers_that_another_image_uses_stay(client: Client, host: FakeHos
     assert host.removed_layers[0].keep == ["sha256:" + "cd" * 32]
 
 
+async def test_a_layer_is_told_of_with_the_last_image_that_has_it(client: Client) -> None:
+    await remove(client, "bb")
+    await add_image(client.bus, image(), "base")
+    above = image(OTHER_ID).model_copy(update={"parent": IMAGE_ID})
+    above.layers.append(Layer(diff_id="sha256:" + "12" * 32, chain_id="sha256:" + "34" * 32))
+    await add_image(client.bus, above, "above")
+    await remove(client, "base")
+    removed = await remove(client, "above")
+    layers = ["sha256:" + "34" * 32, "sha256:" + "cd" * 32]
+    assert removed.deleted == [OTHER_ID, layers[0], IMAGE_ID, layers[1]]
+
+
 async def test_a_tag_moves_and_leaves_the_old_image(client: Client, lifecycle: Replica) -> None:
     request = AddImage(image=image(OTHER_ID), references=["bb"], action="load")
     await client.bus.request(subjects.IMAGE_ADD, request, Done)

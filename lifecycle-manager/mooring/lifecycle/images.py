@@ -216,9 +216,11 @@ class ImageHandlers:
         happenings += [("delete", gone.id, gone.id) for gone in delete]
         kept = set(self._chains_of_others({gone.id for gone in delete}))
         deleted: list[str] = []
-        for gone in delete:
+        for number, gone in enumerate(delete):
+            # A layer goes with the last image that has it.
+            later = {layer.chain_id for other in delete[number + 1 :] for layer in other.layers}
             chains = [layer.chain_id for layer in reversed(gone.layers)]
-            deleted += [gone.id, *(c for c in chains if c not in kept and c not in deleted)]
+            deleted += [gone.id, *(c for c in chains if c not in kept and c not in later)]
         change = ImageChange(
             id=command,
             untag=untag,

@@ -183,8 +183,10 @@ class ImageRoutes:
             platform=request.get("platform"),
         )
         loaded = await self._upload(request, subjects.RUNTIME_IMAGE_IMPORT, message)
+        if isinstance(loaded, EngineError):
+            raise loaded
         rows = _outcome(loaded, "status", "")
-        if message.source and isinstance(loaded, ImagesLoaded):
+        if message.source:
             rows.insert(0, {"status": f"Downloading from {message.source}"})
         return _reply(rows)
 

@@ -335,7 +335,7 @@ def _search_filter(given: query.Filters) -> Callable[[SearchResult], bool]:
     stars = 0
     for text in given.get("stars", []):
         if not text.isdecimal():
-            raise InvalidParameter(f"Invalid filter 'stars=[{text}]'")
+            raise InvalidParameter(f"Invalid filter 'stars={text}'")
         stars = max(stars, int(text))
 
     def wanted(result: SearchResult) -> bool:

@@ -112,7 +112,8 @@ def until_filter(given: Filters) -> int | None:
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise InvalidParameter(f"invalid until filter: {text[:60]!r}") from None
+        words = f'failed to parse value as time or duration: "{text[:60]}"'
+        raise InvalidParameter(words) from None
     return int(moment.timestamp() * 1e6) * 1000
 
 
@@ -123,7 +124,7 @@ def boolean_filter(given: Filters, name: str) -> bool | None:
         return None
     truths = {_truth(name, value) for value in values}
     if len(truths) != 1:
-        raise InvalidParameter(f"invalid filter '{name}={values}'")
+        raise InvalidParameter(f"invalid filter '{name}=[{' '.join(values)[:60]}]'")
     return truths.pop()
 
 

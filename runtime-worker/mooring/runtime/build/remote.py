@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from mooring.runtime.images.compress import Read
+from mooring.runtime.images.fetchwords import get_failed
 
 from .context import BadContext, Context
 from .copying import Source
@@ -136,8 +137,7 @@ def _opened(url: str, stop: Event) -> Iterator[_Answer]:
             f"ADD failed: failed to GET {url} with status {exc.code} {exc.reason}: {exc.reason}"
         ) from exc
     except (OSError, ValueError, HTTPException) as exc:
-        reason = getattr(exc, "reason", exc)
-        raise StepError(f"ADD failed: failed to GET {url}: {reason}") from exc
+        raise StepError(f"ADD failed: {get_failed(url, exc)}") from exc
     with response:
         yield _Answer(response, stop)
 

@@ -14,6 +14,7 @@ from typing import Any
 from . import changes
 from .build import Builder, commit_layer
 from .compress import Read
+from .fetchwords import get_failed
 from .incoming import Blob, Incoming
 from .load import LoadedImage
 from .pending import Pending
@@ -53,7 +54,7 @@ def opened(url: str) -> Iterator[Read]:
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ValueError) as exc:
         if isinstance(exc, BadArchive):
             raise
-        raise BadArchive(f"failed to GET {url}: {exc}") from exc
+        raise BadArchive(get_failed(url, exc)) from exc
 
 
 def receive_rootfs(read: Read, job: Path, incoming: Incoming) -> Path:
