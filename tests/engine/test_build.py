@@ -138,6 +138,17 @@ def test_stages_copy_from_each_other_and_from_images(engine: Engine, context: Pa
     assert "Step 2/2" in target.stdout
 
 
+def test_a_stage_without_a_layer_has_directories_and_files_to_come(
+    engine: Engine, context: Path
+) -> None:
+    text = (
+        "FROM scratch AS empty\nWORKDIR /w\nCOPY one sub/\nFROM scratch AS none\nENV A=1\n"
+        "FROM bb\nCOPY --from=empty / /x\nCOPY --from=none / /y\nRUN find /x /y | sort\n"
+    )
+    out = build(engine, context, text).stdout
+    assert "/x\n/x/w\n/x/w/sub\n/x/w/sub/one\n/y\n" in out
+
+
 def test_the_config_is_what_the_instructions_say(engine: Engine, context: Path) -> None:
     text = (
         'FROM bb\nMAINTAINER me\nEXPOSE 80 53/udp\nVOLUME ["/v"]\nUSER app\nWORKDIR /a\nWORKDIR b\n'

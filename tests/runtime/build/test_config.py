@@ -70,6 +70,13 @@ def test_an_entry_point_drops_a_command_that_this_stage_has_not_set(
     assert config.get("Cmd") == left
 
 
+@pytest.mark.parametrize("text", ["ENTRYPOINT", "ENTRYPOINT []"])
+def test_an_entry_point_of_nothing_takes_the_old_one_away(text: str) -> None:
+    history, config = apply(text, {"Entrypoint": ["e"]})
+    assert history == "ENTRYPOINT []"
+    assert "Entrypoint" not in config
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -155,7 +155,7 @@ class Step:
         return f"STOPSIGNAL {text}"
 
     def _entrypoint(self, command: Program, *, cmd_set: bool) -> str:
-        words = program(command, self.config)
+        words = program(command, self.config) if command.words else []
         if words:
             self.config["Entrypoint"] = words
         else:

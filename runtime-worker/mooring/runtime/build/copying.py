@@ -56,6 +56,8 @@ class Plan:
     destination: str
     chown: str = ""
     mode: int | None = None
+    shown: str = ""
+    """The destination as the Dockerfile has it."""
 
     @property
     def digest(self) -> str:
@@ -69,7 +71,7 @@ class Plan:
         """How the history tells of it."""
         chown = f"--chown={self.chown} " if self.chown else ""
         chmod = f"--chmod={self.mode:o} " if self.mode is not None else ""
-        return f"#(nop) {name} {chown}{chmod}{self.digest} in {self.destination} "
+        return f"#(nop) {name} {chown}{chmod}{self.digest} in {self.shown} "
 
 
 def find(tree: Tree, pattern: str, *, name: str, context: bool, archive: bool) -> list[Source]:
@@ -131,7 +133,7 @@ def plan(
             f"When using {name} with more than one source file, the destination must be a "
             "directory and end with a /"
         )
-    return Plan(tuple(sources), path, chown, mode)
+    return Plan(tuple(sources), path, chown, mode, destination)
 
 
 def perform(made: Plan, root: int, name: str, *, limit: int) -> None:

@@ -34,10 +34,14 @@ def mounted(
     Without an upper directory it is read-only. empty stands in for an image without layers.
     """
     below = list(lowers) or [str(empty)]
-    if upper is None and len(below) == 1:
+    if upper is None and len(lowers) == 1:
         # A single layer is no overlay, but overlayfs wants two: the empty one changes nothing.
         below.append(str(empty))
-    fd = mount_overlay(Overlay(below, str(upper or ""), str(work or "")))
+    if upper is None and not lowers:
+        # Nor is no layer at all, and overlayfs takes nothing twice.
+        fd = os.open(empty, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        fd = mount_overlay(Overlay(below, str(upper or ""), str(work or "")))
     try:
         yield fd
     finally:
