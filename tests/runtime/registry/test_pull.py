@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound
-from mooring.kit.models.registry import CancelTransfer, RegistryAuth
+from mooring.kit.models.registry import CancelTransfer, CheckAuth, PushImage, RegistryAuth
 from mooring.runtime.images.registry import manifests
 from tests.runtime.images.archives import COMPRESSORS, Entry, Image, digest, layer
 
@@ -521,6 +521,94 @@ async def test_a_token_is_fetched_for_the_repository_and_sent_to_nobody_else(
         await _pull(host, registry, auth=auth)
         assert other.asked
         assert not any("Authorization" in headers for _, _, headers in other.asked)
+
+
+def _locked(registry: Registry, asked: list[dict[str, str]]) -> None:
+    """Have a registry that wants a token, and a token server that notes what it is asked."""
+
+    async def locked(request: web.Request) -> web.StreamResponse | None:
+        if request.path == "/token":
+            form = await request.post()
+            asked.append({**request.query, **{k: str(v) for k, v in form.items()}})
+            answer = {"access_token": "t0ken", "refresh_token": "another identity"}
+            return web.json_response(answer)
+        if request.headers.get("Authorization") == "Bearer t0ken":
+            return None
+        realm = f'Bearer realm="http://{registry.address}/token",service="the registry"'
+        return refusal(401, "UNAUTHORIZED", "no", **{"WWW-Authenticate": realm})
+
+    registry.instead("", locked)
+
+
+async def test_a_login_gives_an_identity_that_stands_for_the_password(
+    host: Host, registry: Registry
+) -> None:
+    registry.add(IMAGE)
+    asked: list[dict[str, str]] = []
+    _locked(registry, asked)
+    auth = RegistryAuth(username="me", password="secret", serveraddress=registry.address)
+    done = await host.registries.check(CheckAuth(auth=auth))
+    assert (done.status, done.identity_token) == ("Login Succeeded", "another identity")
+    assert asked.pop() == {
+        "service": "the registry", "account": "me", "offline_token": "true", "client_id": "docker",
+    }  # fmt: skip
+    await _pull(host, registry, auth=RegistryAuth(identitytoken=done.identity_token))
+    assert asked == [
+        {
+            "grant_type": "refresh_token",
+            "refresh_token": "another identity",
+            "service": "the registry",
+            "client_id": "docker",
+            "scope": "repository:app:pull",
+        }
+    ]
+
+
+async def test_a_foreign_layer_comes_from_where_it_may_be_had_and_is_not_pushed(
+    host: Host, registry: Registry
+) -> None:
+    _locked(registry, [])
+    layer_ = gzip.compress(BULKY, 1, mtime=0)
+    image = Image([BULKY])
+    registry.blobs[image.id] = image.json
+    elsewhere = Registry()
+
+    async def give(request: web.Request) -> web.Response:
+        return part(request, layer_) if request.path == "/files/layer" else web.Response(status=404)
+
+    elsewhere.instead("", give)
+    async with serving(elsewhere):
+        urls = [f"http://{elsewhere.address}/{name}" for name in ("gone", "files/layer")]
+        kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+        raw = manifests.generate(
+            manifests.Descriptor(manifests.DOCKER_CONFIG, image.id, len(image.json)),
+            [manifests.Descriptor(kind, digest(layer_), len(layer_), tuple(urls))],
+            manifests.DOCKER_MANIFEST,
+        )
+        assert json.loads(raw)["layers"][0]["urls"] == urls
+        registry.put(raw, manifests.DOCKER_MANIFEST, "1")
+        auth = RegistryAuth(username="me", password="secret")
+        await _pull(host, registry, auth=auth)
+    assert [path for _, path, _ in elsewhere.asked] == ["/gone", "/files/layer"]
+    assert not any("Authorization" in headers for _, _, headers in elsewhere.asked)
+    assert registry.fetched(digest(layer_)) == 0
+    inbox, said = host.watch()
+    name = f"{registry.address}/app"
+    request = PushImage(
+        name=name, images={"2": host.added[0].image}, auth=auth, progress=inbox, request_id="push"
+    )
+
+    async def take(request: web.Request) -> web.Response | None:
+        if request.method != "PUT" or "Authorization" not in request.headers:
+            return None
+        registry.put(await request.read(), request.headers["Content-Type"], "2")
+        return web.Response(status=201)
+
+    registry.instead("/manifests/2$", take)
+    await host.registries.push(request)
+    assert "Skipped foreign layer" in said
+    assert registry.known["2"][0] == raw
+    assert not any("/uploads/" in path for _, path, _ in registry.asked)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class Download:
         self.resumed = False
         """Whether some of them are from an earlier process."""
         self._watchers: list[Callable[[int], None]] = []
+        self._urls = descriptor.urls if descriptor.foreign else ()
+        """Where a foreign layer may be had, the next to be tried first."""
 
     def watch(self, grown: Callable[[int], None]) -> None:
         """Have a function called with the size whenever it has grown, and now."""
@@ -75,6 +77,9 @@ class Download:
                 await self._fetch(fd, repository, meter)
                 return
             except (ConnectionFault, RegistryError) as exc:
+                if len(self._urls) > 1:
+                    self._urls = self._urls[1:]
+                    continue
                 if not is_transient(exc):
                     raise
                 failures = 1 if self.size - before >= _WORTH else failures + 1
@@ -96,8 +101,7 @@ class Download:
         if self.size == self.descriptor.size > 0:
             return
         headers = {"Range": f"bytes={self.size}-"} if self.size else {}
-        urls = self.descriptor.urls if self.descriptor.foreign else ()
-        path = urls[0] if urls else f"blobs/{self.descriptor.digest}"
+        path = self._urls[0] if self._urls else f"blobs/{self.descriptor.digest}"
         async with repository.send("GET", path, headers=headers, accept=(416,)) as answer:
             if answer.status == 416:
                 raise TransferFault(

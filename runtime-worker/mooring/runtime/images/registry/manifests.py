@@ -223,11 +223,12 @@ def generate(config: Descriptor, layers: Sequence[Descriptor], media_type: str) 
     """A manifest in the very form that Docker gives it, so that its digest is the same."""
 
     def entry(descriptor: Descriptor) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "mediaType": descriptor.media_type,
             "size": descriptor.size,
             "digest": descriptor.digest,
         }
+        return found | ({"urls": list(descriptor.urls)} if descriptor.urls else {})
 
     value = {
         "schemaVersion": 2,
