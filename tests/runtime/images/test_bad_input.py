@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,16 +37,44 @@ def _unpack(folder: Path, data: bytes, **options: int) -> Unpacked:
     return start(replace(job, **options)).finish()  # type: ignore[arg-type]
 
 
-def test_a_hundred_thousand_files_arrive(tmp_path: Path) -> None:
-    pieces = []
-    for number in range(100):
-        pieces.append(header(b"%d/" % number, DIRECTORY, mode=0o755))
-        pieces += [header(b"%d/%d" % (number, each), REGULAR) for each in range(1000)]
-    result = _unpack(tmp_path, b"".join([*pieces, END]))
-    assert result.entries == 100_100
-    (made,) = tmp_path.glob("layer-*")
-    assert len(os.listdir(made / "fs/99")) == 1000
-    subprocess.run(["rm", "-rf", made], check=True)
+_MEASURED = {
+    # Names of directories are kept, those of files are not.
+    "a layer": (
+        "from mooring.runtime.images.unpack import Job, start;"
+        "print(start(Job(blob=blob, target=blob + '.d')).finish().entries);"
+        "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)",
+        64,
+    ),
+    "a build context": (
+        "from pathlib import Path; from mooring.runtime.build.context import Context;"
+        "made = Context(Path(blob + '.s')); made.receive(open(blob, 'rb').read, 1 << 30);"
+        "print(len(made) - 1);"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])",
+        256,
+    ),
+}
+"""What is run by a process that does nothing else, and how many MiB it may take."""
+
+
+@pytest.mark.parametrize("what", _MEASURED)
+def test_a_hundred_thousand_files_arrive_and_take_little_memory(tmp_path: Path, what: str) -> None:
+    program, most = _MEASURED[what]
+    blob = tmp_path / "blob"
+    spread(tmp_path)
+    with open(blob, "wb") as file:
+        for number in range(100):
+            file.write(header(b"%d/" % number, DIRECTORY, mode=0o755))
+            for each in range(1000):
+                file.write(header(b"%d/%d" % (number, each), REGULAR))
+        file.write(END)
+    command = [sys.executable, "-c", f"blob = {str(blob)!r}; {program}"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    entries, peak = map(int, done.stdout.split())
+    assert entries == 100_100
+    assert peak < most << 10
+    if what == "a layer":
+        assert len(os.listdir(f"{blob}.d/fs/99")) == 1000
+        subprocess.run(["rm", "-rf", f"{blob}.d"], check=True)
 
 
 def test_parents_without_an_entry_count_as_files(tmp_path: Path) -> None:
