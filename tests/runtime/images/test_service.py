@@ -170,6 +170,13 @@ async def test_import_makes_an_image_of_one_layer(
     assert images.store.blob(digest(BASE)).read_bytes() == BASE
 
 
+def _nested(depth: int) -> list[object]:
+    found: list[object] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 BAD = {
     "nothing": (b"", "open manifest.json: no such file or directory"),
     "no archive": (b"x" * 2048, "archive/tar: invalid tar header"),
@@ -199,6 +206,34 @@ BAD = {
     "a config of wrong types": (
         docker_archive(Image([BASE], extra={"history": 5})),
         "invalid image config: history",
+    ),
+    "labels that are none": (
+        docker_archive(Image([BASE], config={"Labels": ["a"]})),
+        "invalid image config: Labels",
+    ),
+    "variables that are none": (
+        docker_archive(Image([BASE], config={"Env": "A=1"})),
+        "invalid image config: Env",
+    ),
+    "a number that is too large": (
+        docker_archive(Image([BASE], config={"X": 10**400})),
+        "invalid image config: Integer value out of range",
+    ),
+    "text that is none": (
+        docker_archive(Image([BASE], config={"Labels": {"a": "\ud800"}})),
+        "invalid image config",
+    ),
+    "a config too deep": (
+        docker_archive(Image([BASE], config={"X": _nested(400)})),
+        "invalid image config",
+    ),
+    "a config deeper still": (
+        docker_archive(Image([BASE], config={"X": _nested(900)})),
+        "invalid image config: it is nested too deeply",
+    ),
+    "a config too large": (
+        docker_archive(Image([BASE], config={"Labels": {"a": "x" * (1 << 20)}})),
+        "invalid image config: it is larger than 1048576 bytes",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mooring.gateway.gateway import Gateway
@@ -80,8 +81,11 @@ class SavingRoutes:
         """All that a container sees of its own files."""
         record = self._gateway.engine.containers.find(request.name)
         message = ExportContainer(container=record.id, image=self._image_of(record))
-        await self._send(request, record.node, subjects.RUNTIME_EXPORT, message)
-        await note(self._gateway.engine, record.id, "export")
+
+        async def begun() -> None:
+            await note(self._gateway.engine, record.id, "export")
+
+        await self._send(request, record.node, subjects.RUNTIME_EXPORT, message, begun)
         return None
 
     async def changes(self, request: Request) -> Reply:
@@ -98,8 +102,14 @@ class SavingRoutes:
         return self._gateway.engine.images.get(record.image_id)
 
     async def _send(
-        self, request: Request, node: str, verb: str, message: SaveImages | ExportContainer
+        self,
+        request: Request,
+        node: str,
+        verb: str,
+        message: SaveImages | ExportContainer,
+        begun: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """begun: done when there is something to send, before it is."""
         subject = subjects.runtime(node, verb)
         bus = self._gateway.engine.bus
 
@@ -112,6 +122,8 @@ class SavingRoutes:
             first = await anext(pieces, None)
             if first is None and reading.reason != "end":
                 raise EngineError(reading.reason)
+            if begun is not None:
+                await begun()
             stream = request.stream(_TAR)
             if first is not None:
                 await stream.write(first[1])

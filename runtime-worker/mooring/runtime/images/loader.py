@@ -48,6 +48,8 @@ def main() -> None:
         answer: dict[str, Any] = {"images": [asdict(image) for image in images]}
     except BadArchive as exc:
         answer = {"error": str(exc), "fault": True}
+    except RecursionError:
+        answer = {"error": "invalid image config: it is nested too deeply", "fault": True}
     except OSError as exc:
         answer = {"error": f"cannot store the image: {exc}", "fault": False}
     sys.stdout.buffer.write(json.dumps(answer).encode())

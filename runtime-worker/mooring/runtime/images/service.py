@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
@@ -391,12 +389,7 @@ class ImageService:
         self._tidy()
 
     def _message(self, image: dict[str, Any], origin: Origin) -> AddImage:
-        try:
-            record = image_record(image, self._node, time.time_ns(), origin.parent)
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InvalidParameter(f"invalid image config: {where}: {first['msg']}") from exc
+        record = image_record(image, self._node, time.time_ns(), origin.parent)
         tags = origin.names or [references.normalize(name) for name in image["references"]]
         return AddImage(
             image=record,

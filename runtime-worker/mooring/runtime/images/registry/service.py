@@ -12,12 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
-from mooring.kit.errors import EngineError, InvalidParameter, NotFound, Unavailable
+from mooring.kit.errors import EngineError, NotFound, Unavailable
 from mooring.kit.faults import point
 from mooring.kit.models.base import Done, Model
 from mooring.kit.models.container import Event
@@ -325,12 +323,7 @@ class RegistryService:
             info = store.layer_info(chain_id)
             layers.append({"diff_id": info.diff_id, "chain_id": chain_id, "size": info.size})
         image = {"id": args["id"], "config": args["config"], "layers": layers}
-        try:
-            record = image_record(image, self._node, time.time_ns())
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InvalidParameter(f"invalid image config: {where}: {first['msg']}") from exc
+        record = image_record(image, self._node, time.time_ns())
         record = record.model_copy(update={"manifests": [args["manifest"]]})
         names = list(dict.fromkeys(args["references"]))
         return AddImage(image=record, references=names, action="pull")
