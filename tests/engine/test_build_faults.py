@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import random
+import signal
 import subprocess
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -249,6 +253,37 @@ def test_a_builder_that_is_killed_leaves_nothing(engine: Engine, context: Path, 
     assert engine.out("run", "--rm", "--network", "none", "again", "cat", "/y", "/one") == "x\none"
     assert "Successfully built" in again.stdout
     assert before <= set(engine.out("images", "-aq").split())
+
+
+@pytest.mark.fault
+def test_builders_killed_at_any_moment_leave_nothing(engine: Engine, context: Path) -> None:
+    chance = random.Random(0)
+    before = set(engine.out("images", "-aq").split())
+    for turn in range(2):
+        text = f"FROM bb\nENV T={turn}\nCOPY . /x\nRUN ls -R /x > /y\nCOPY one /z\n"
+        client = _begin(engine, context, text)
+        time.sleep(chance.uniform(0, 0.8))  # the moment is the test
+        for pid in _builders(engine):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        output, _ = client.communicate(timeout=60)
+        assert ("Successfully built" in output) == (client.returncode == 0)
+        until("nothing is left", lambda: not _leftovers(engine))
+        build(engine, context, text)
+    assert before <= set(engine.out("images", "-aq").split())
+
+
+def _builders(engine: Engine) -> list[int]:
+    """The builder of this engine's worker."""
+    worker = engine.pids()["runtime"]
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                if b"mooring.runtime.build" in words and str(worker).encode() in words:
+                    found.append(int(entry))
+    return found
 
 
 @pytest.mark.fault
