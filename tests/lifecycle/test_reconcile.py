@@ -133,3 +133,33 @@ async def test_a_fact_about_an_old_run_changes_nothing(
     await client.start("web")
     assert (await client.record(container)).exit_code == 0
     assert (await client.actions(10))[-1] == "start"
+
+
+async def test_the_end_of_a_run_waits_for_the_end_of_the_one_before(
+    client: Client, host: FakeHost, lifecycle: Replica
+) -> None:
+    """Facts that were delivered again come behind later ones: a `die` had been lost."""
+    container = await client.create("web")
+    await client.start("web")
+    subject = subjects.fact("node1", subjects.FACT_EXITED)
+    for run in (2, 1):
+        now = time.time_ns()
+        fact = ContainerExited(
+            node="node1", time_ns=now, id=container, run=run, exit_code=run,
+            started_ns=now, finished_ns=now, restarting=run == 1,
+        )  # fmt: skip
+        await client.bus.publish_durable(subject, fact, msg_id=f"end of {run}")
+    assert await client.actions(5) == ["create", "start", "die", "start", "die"]
+    found = await client.record(container)
+    assert (found.state, found.run, found.exit_code) == (EXITED, 2, 2)
+
+
+async def test_a_later_run_in_a_report_waits_for_what_the_facts_say_of_the_one_before(
+    client: Client, host: FakeHost, lifecycle: Replica
+) -> None:
+    container = await client.create("web")
+    await client.start("web")
+    host.runs[container].run = 2
+    for _ in range(3):
+        await lifecycle.reconciler.look()
+    assert (await client.record(container)).run == 1

@@ -30,7 +30,7 @@ from .states import SECOND
 logger = logging.getLogger(__name__)
 
 _ORDER_WAIT = 2.0
-"""Seconds that the start of a run waits for the end of the one before to be recorded."""
+"""Seconds that what is told of a run waits for the end of the one before to be recorded."""
 _ORDER_LIMIT = 60 * SECOND
 _HEALTH_LOG = 5
 """Docker's: the last five results of a health check are kept."""
@@ -95,6 +95,7 @@ class Facts:
             fact.restart_count,
         )
         try:
+            await self._in_order(fact)
             await self._endings.apply(fact.id, exit)
         except NotFound:
             await self._engine.hosts.release(fact.node, fact.id, fact.run)
@@ -109,8 +110,11 @@ class Facts:
             ),
         )
 
-    async def _in_order(self, fact: ContainerStarted) -> None:
-        """The end of the run before is on its way, perhaps at another replica: let it pass."""
+    async def _in_order(self, fact: ContainerStarted | ContainerExited) -> None:
+        """The end of the run before is on its way, perhaps at another replica: let it pass.
+
+        Also before the end of this one: a record that has that takes no end of an earlier run.
+        """
         row = await self._engine.containers.find(fact.id)
         if not _awaits_exit(row.record, fact.run):
             return

@@ -46,6 +46,8 @@ _GRACE = SECOND
 """A transition younger than this is surely being carried out."""
 _LOST_AFTER = 10.0
 """Seconds that an exit which the host knows nothing of may still be on its way as a fact."""
+_SKIPPED_AFTER = 30.0
+"""Seconds until the facts about a run have surely come after which the host has a later one."""
 _PAUSED_AFTER = 5.0
 """Seconds until a command whose replica has died has surely come again, and is recorded by it."""
 _CLEARING = 5 * SECOND
@@ -251,7 +253,7 @@ class Reconciler:
         seen = self._suspects.get(row.key)
         if seen is None or (seen.revision, seen.action) != (row.revision, action):
             suspects[row.key] = Suspect(row.revision, action, time.monotonic())
-        elif time.monotonic() - seen.since < _patience(action):
+        elif time.monotonic() - seen.since < _patience(action, row.record, truth):
             suspects[row.key] = seen
         else:
             logger.info("container %s: the host says otherwise: %s", row.key[:12], action)
@@ -285,8 +287,11 @@ class Reconciler:
                 await engine.hosts.stop(record.node, stop)
 
 
-def _patience(action: Action) -> float:
+def _patience(action: Action, record: ContainerRecord, truth: RunTruth | None) -> float:
     """Seconds that a difference must have lasted."""
+    if truth is not None and record.pid and truth.run > record.run:
+        # The facts about the run before are on their way: a report knows nothing of its end.
+        return _SKIPPED_AFTER
     match action:
         case Action.LOST:
             return _LOST_AFTER
