@@ -189,6 +189,18 @@ async def test_restart_stops_and_starts(client: Client, host: FakeHost) -> None:
     ]  # fmt: skip
 
 
+async def test_restarts_at_the_same_time_all_succeed(client: Client, host: FakeHost) -> None:
+    """None of them finds that the container runs already: that is what it was to do."""
+    container = await client.create("web")
+    await client.start("web")
+    requests = [StopContainer(container="web") for _ in range(4)]
+    async with asyncio.timeout(30):
+        await asyncio.gather(
+            *(client.bus.request(subjects.CONTAINER_RESTART, each, Done) for each in requests)
+        )
+    assert (await client.record(container)).state is State.RUNNING
+
+
 async def test_pause_and_unpause(client: Client) -> None:
     container = await client.create("web")
     with pytest.raises(Conflict, match="is not running"):

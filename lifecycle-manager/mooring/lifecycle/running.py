@@ -238,7 +238,11 @@ class RunningHandlers:
                 # It does not run: it has only to be started, and then it has been restarted.
                 claim = engine.claim(command)
                 await engine.containers.change(row.key, lambda r: states.want_restart(r, claim))
-            return await self._start(row.key, command)
+            try:
+                return await self._start(row.key, command)
+            except NotModified:
+                # Another restart of it was faster: it has been stopped and runs anew.
+                return Done(revision=(await engine.containers.fetch(row.key)).revision)
 
     async def finish_restart(self, row: Row[ContainerRecord]) -> None:
         """The second half of a restart: it has stopped, and is to be started."""
