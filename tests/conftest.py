@@ -18,6 +18,8 @@ from mooring.kit import nats_server
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings, load
 
+from .forks import Forker, forker
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -107,6 +109,13 @@ async def settings(nats: NatsProcess, tmp_path: Path) -> AsyncIterator[Settings]
         listing = await bus.jetstream.api("STREAM.NAMES", {})
         for name in listing["streams"] or []:
             await bus.jetstream.api(f"STREAM.DELETE.{name}", {})
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """What starts services that are killed, without importing them each time."""
+    with forker(tmp_path_factory.mktemp("forks")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -27,6 +25,7 @@ from mooring.kit.models.host import NodeRecord
 from mooring.kit.models.image import AddImage, ImageRemoved, RemoveImage
 from mooring.kit.store import key_for
 from tests.fakes import FakeHost
+from tests.forks import Forker
 
 from .conftest import Client, image
 
@@ -86,8 +85,8 @@ EXPECTED = [
 class Process:
     """A lifecycle manager that is started again whenever it dies."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._environment = {**os.environ, **settings.environment(), "MOORING_FAULTS": "1"}
+    def __init__(self, settings: Settings, forks: Forker) -> None:
+        self._settings, self._forks = settings, forks
         self._faults = settings.run_dir / "faults"
         self._faults.mkdir(exist_ok=True)
         self.deaths = 0
@@ -100,16 +99,13 @@ class Process:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "mooring.lifecycle", env=self._environment
-            )
+            process = await self._forks.start("lifecycle", self._settings, MOORING_FAULTS="1")
             try:
                 await process.wait()
                 self.deaths += 1
                 self.died.set()
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                process.kill()
                 await process.wait()
 
 
@@ -126,9 +122,9 @@ async def running(process: Process) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_kill_at_any_point_changes_nothing(
-    bus: Bus, settings: Settings, host: FakeHost, point: str
+    bus: Bus, settings: Settings, forks: Forker, host: FakeHost, point: str
 ) -> None:
-    process = Process(settings)
+    process = Process(settings, forks)
     process.arm(point)
     client = Client(bus)
     async with running(process):
@@ -186,9 +182,9 @@ async def cleared(bus: Bus, host: FakeHost, container: str) -> None:
 
 
 async def test_a_start_whose_client_died_too_is_finished(
-    bus: Bus, settings: Settings, host: FakeHost
+    bus: Bus, settings: Settings, forks: Forker, host: FakeHost
 ) -> None:
-    process = Process(settings)
+    process = Process(settings, forks)
     client = Client(bus)
     async with running(process):
         await bus.request(
@@ -213,9 +209,9 @@ async def test_a_start_whose_client_died_too_is_finished(
 
 @pytest.mark.parametrize("point", ["decided", "tagged", "deleted", "published"])
 async def test_an_image_is_removed_once_whatever_dies(
-    bus: Bus, settings: Settings, host: FakeHost, point: str
+    bus: Bus, settings: Settings, forks: Forker, host: FakeHost, point: str
 ) -> None:
-    process = Process(settings)
+    process = Process(settings, forks)
     async with running(process):
         await bus.request(
             subjects.IMAGE_ADD, AddImage(image=image(), references=["bb"], action=""), Done

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -25,6 +23,7 @@ from mooring.kit.models.host import (
     OpenStream,
     Report,
 )
+from tests.forks import Forked, Forker
 
 from .conftest import Facts, Shims, until
 from .fakes import CONTAINER, write_policy
@@ -36,18 +35,16 @@ pytestmark = pytest.mark.fault
 class AgentProcess:
     """`mooring-shim-agent`, with fault points."""
 
-    def __init__(self, settings: Settings, bus: Bus) -> None:
+    def __init__(self, settings: Settings, bus: Bus, forks: Forker) -> None:
         self._settings = settings
         self._bus = bus
-        self._process: asyncio.subprocess.Process | None = None
+        self._forks = forks
+        self._process: Forked | None = None
 
     async def start(self) -> None:
         """Start it and wait until it answers with a complete report."""
-        changed = {**self._settings.environment(), "MOORING_FAULTS": "true"}
-        environment = {**os.environ, **changed, "MOORING_LOG_LEVEL": "warning"}
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mooring.shim", env=environment
-        )
+        changed = {"MOORING_FAULTS": "true", "MOORING_LOG_LEVEL": "warning"}
+        self._process = await self._forks.start("shim-agent", self._settings, **changed)
 
     async def answers(self) -> Report:
         """Its first complete report."""
@@ -60,8 +57,7 @@ class AgentProcess:
     async def kill(self) -> None:
         """SIGKILL it."""
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await self._process.wait()
 
     async def died(self) -> None:
@@ -78,9 +74,9 @@ class AgentProcess:
 
 
 @pytest.fixture
-async def process(settings: Settings, bus: Bus) -> AsyncIterator[AgentProcess]:
+async def process(settings: Settings, bus: Bus, forks: Forker) -> AsyncIterator[AgentProcess]:
     """An agent that runs, and is killed at the end."""
-    made = AgentProcess(settings, bus)
+    made = AgentProcess(settings, bus, forks)
     await made.start()
     await made.answers()
     yield made

@@ -9,8 +9,8 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import struct
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +25,7 @@ from mooring.kit.models.base import Done
 from mooring.kit.models.container import ContainerRecord
 from mooring.kit.models.host import HostContainer, HostRestart, HostStart, HostStarted
 from mooring.kit.models.image import ImageRecord, Layer
+from tests.forks import Forked, Forker
 
 APPLETS = ("sh", "echo", "true", "sleep", "cat", "ls", "id", "hostname", "ip", "touch")
 CHAIN = "ab" * 32
@@ -33,12 +34,13 @@ CHAIN = "ab" * 32
 class Worker:
     """The worker of one test's engine, and what the other processes would ask of it."""
 
-    def __init__(self, settings: Settings, bus: Bus) -> None:
+    def __init__(self, settings: Settings, bus: Bus, forks: Forker) -> None:
         self.settings = settings
         self.bus = bus
+        self._forks = forks
         self.state, self.run_dir = settings.state_dir, settings.run_dir
         self.deaths = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Forked | None = None
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -46,14 +48,10 @@ class Worker:
         self._keeper = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
-        environment = {**os.environ, **self.settings.environment(), "MOORING_FAULTS": "true"}
-        with open(self.run_dir / "worker.log", "ab") as log:
-            while True:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "mooring.runtime", env=environment, stderr=log
-                )
-                await self._process.wait()
-                self.deaths += 1
+        while True:
+            self._process = await self._forks.start("runtime", self.settings, MOORING_FAULTS="true")
+            await self._process.wait()
+            self.deaths += 1
 
     async def stop(self) -> None:
         """End it in good order; containers go on."""
@@ -61,7 +59,7 @@ class Worker:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+            self._process.send(signal.SIGTERM)
             await self._process.wait()
 
     def kill(self) -> None:
@@ -77,7 +75,7 @@ class Worker:
 
     def log(self) -> str:
         """What the worker has logged."""
-        return (self.run_dir / "worker.log").read_text()
+        return (self.run_dir / "runtime.log").read_text()
 
     def arm(self, point: str) -> None:
         """Have the worker, or a shim, die at a point once."""
@@ -207,9 +205,9 @@ def _over(directory: Path) -> bool:
 
 
 @pytest.fixture
-async def worker(settings: Settings, bus: Bus) -> AsyncIterator[Worker]:
+async def worker(settings: Settings, bus: Bus, forks: Forker) -> AsyncIterator[Worker]:
     """A running worker; at the end its containers are killed and nothing of it may be left."""
-    worker = Worker(settings, bus)
+    worker = Worker(settings, bus, forks)
     settings.state_dir.mkdir(exist_ok=True)
     worker.make_image()
     await worker.start()
