@@ -7,7 +7,7 @@ import ctypes
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
 
@@ -16,6 +16,7 @@ from mooring.runtime.network.forwarding import Obstacle, of_legacy
 
 CLONE_NEWNET = 0x40000000
 DROPPING = "{ type filter hook forward priority 0; policy drop; }"
+SIX = IPv6Network("fd00:1::/64")
 OURS = [IPv4Network("10.209.0.0/16"), IPv4Network("10.176.0.0/20")]
 
 
@@ -39,7 +40,7 @@ def test_a_dropping_chain_is_found_until_the_remedy_is_there() -> None:
     def steps() -> None:
         run(firewall.text("mooring-test"))
         with contextlib.closing(nft.Nft("mooring-test")) as table:
-            table.change(add=firewall.network_elements("mr0", OURS))
+            table.change(add=firewall.network_elements("mr0", [*OURS, SIX]))
         found.append(look())
         for family in ("ip", "ip6"):
             run(f"add table {family} filter\nadd chain {family} filter FORWARD {DROPPING}")
@@ -54,16 +55,18 @@ def test_a_dropping_chain_is_found_until_the_remedy_is_there() -> None:
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(in_a_namespace_of_its_own, steps).result()
-    where = "chain FORWARD of table ip filter has the policy drop"
+    where = "chain FORWARD of table {} filter has the policy drop"
     both = "10.176.0.0/20,10.209.0.0/16"
+    # dockerd has a chain for the user's rules in one of the tables only.
+    six = (where.format("ip6"), "let packets from and to fd00:1::/64 pass there")
     assert found == [
         [],
-        [(where, f"let packets from and to {both} pass there")],
-        [(where, f"iptables -I DOCKER-USER -s {both} -j ACCEPT; "
-                 f"iptables -I DOCKER-USER -d {both} -j ACCEPT")],
-        [(where, "iptables -I DOCKER-USER -s 10.209.0.0/16 -j ACCEPT; "
-                 "iptables -I DOCKER-USER -d 10.209.0.0/16 -j ACCEPT")],
-        [],
+        [(where.format("ip"), f"let packets from and to {both} pass there"), six],
+        [(where.format("ip"), f"iptables -I DOCKER-USER -s {both} -j ACCEPT; "
+                              f"iptables -I DOCKER-USER -d {both} -j ACCEPT"), six],
+        [(where.format("ip"), "iptables -I DOCKER-USER -s 10.209.0.0/16 -j ACCEPT; "
+                              "iptables -I DOCKER-USER -d 10.209.0.0/16 -j ACCEPT"), six],
+        [six],
     ]  # fmt: skip
 
 
@@ -73,7 +76,9 @@ def test_what_iptables_legacy_prints_is_read_as_well() -> None:
              "-A DOCKER-USER -d 10.176.0.0/12 -j ACCEPT",
              "-A FORWARD -i docker0 -o docker0 -j ACCEPT"]  # fmt: skip
     where = "chain FORWARD of iptables-legacy has the policy DROP"
-    assert list(of_legacy(rules, OURS, "iptables-legacy")) == [Obstacle(where, (OURS[0],), True)]
+    found = Obstacle(where, (OURS[0],), docker=True, legacy=True)
+    assert found.remedy().startswith("iptables-legacy -I DOCKER-USER -s 10.209.0.0/16 -j ACCEPT; ")
+    assert list(of_legacy(rules, OURS, "iptables-legacy")) == [found]
     assert list(of_legacy(["-P FORWARD ACCEPT"], OURS, "iptables-legacy")) == []
     assert list(of_legacy(rules, [], "iptables-legacy")) == []
 

@@ -31,13 +31,16 @@ class Obstacle:
     subnets: tuple[Subnet, ...]
     docker: bool
     """dockerd's chain for the user's own rules is there."""
+    legacy: bool = False
+    """The chain is one of the kernel's older interface, and so of programs of their own."""
 
     def remedy(self) -> str:
         """What to do about it: one line for a shell where there is one."""
         if not self.docker:
             return f"let packets from and to {_listed(self.subnets)} pass there"
+        suffix = "-legacy" if self.legacy else ""
         commands = [
-            f"{program} -I DOCKER-USER {way} {_listed(mine)} -j ACCEPT"
+            f"{program}{suffix} -I DOCKER-USER {way} {_listed(mine)} -j ACCEPT"
             for version, program in ((4, "iptables"), (6, "ip6tables"))
             if (mine := [net for net in self.subnets if net.version == version])
             for way in ("-s", "-d")
@@ -74,10 +77,9 @@ def of_nft(ruleset: Sequence[Mapping[str, Any]]) -> Iterator[Obstacle]:
         ]
         left = _not_passing(ours, list(_passing(rules)))
         if left:
-            docker = any(rule["chain"] == "DOCKER-USER" for rule in rules) or any(
-                (item["chain"]["table"], item["chain"]["name"]) == (table, "DOCKER-USER")
-                for item in ruleset
-                if "chain" in item
+            docker = any(
+                (each["family"], each["table"], each["name"]) == (family, table, "DOCKER-USER")
+                for each in (item["chain"] for item in ruleset if "chain" in item)
             )
             where = f"chain {chain['name']} of table {family} {table} has the policy drop"
             yield Obstacle(where, left, docker)
@@ -96,7 +98,7 @@ def of_legacy(rules: Iterable[str], ours: Sequence[Subnet], program: str) -> Ite
     left = _not_passing(ours, passing)
     if left:
         where = f"chain FORWARD of {program} has the policy DROP"
-        yield Obstacle(where, left, ["-N", "DOCKER-USER"] in lines)
+        yield Obstacle(where, left, ["-N", "DOCKER-USER"] in lines, legacy=True)
 
 
 def subnets(ruleset: Sequence[Mapping[str, Any]], versions: Sequence[int]) -> list[Subnet]:
