@@ -1,4 +1,4 @@
-"""The measures: each yields (key, value); lower is better unless the key says `/s`."""
+"""The measures: each yields (key, value); lower is better unless it is so many `/s`."""
 
 from __future__ import annotations
 
