@@ -20,6 +20,11 @@ from .wire import Refused, Wire
 API = "/v1.41"
 IMAGE = "bench-bb:latest"
 LABEL = "mooring-bench"
+_IPTABLES = {
+    f"{family} {name}"
+    for family in ("ip", "ip6")
+    for name in ("filter", "mangle", "nat", "raw", "security")
+}
 
 
 @dataclass
@@ -247,5 +252,6 @@ def _clean_dockerd(before: set[str], had_bridge: bool) -> None:
     """What dockerd leaves in the kernel, as far as it was not there before it."""
     if not had_bridge:
         subprocess.run(["ip", "link", "del", "docker0"], capture_output=True, check=False)
-    for table in _tables() - before:
+    # Those of the iptables programs alone: other engines may have come meanwhile.
+    for table in (_tables() - before) & _IPTABLES:
         subprocess.run(["nft", "delete", "table", *table.split()], check=False)
