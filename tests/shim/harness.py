@@ -28,6 +28,8 @@ class Launcher:
     def __init__(self, environment: dict[str, str] | None = None, fake: bool = True) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket = ours
+        self.code = ""
+        """What the shim that was forked last runs."""
         paths = [str(ROOT / "runtime-worker"), str(ROOT / "shim-agent")]
         code = f"import sys; sys.path[:0] = {[*paths, str(ROOT)]!r}\n"
         code += "from mooring.runtime.launcher import main\n"
@@ -45,7 +47,14 @@ class Launcher:
         """A warm shim: its pid, and the socket for its start command."""
         self.socket.send(json.dumps({"op": "fork", "cgroup": None, **fields}).encode())
         data, fds, _, _ = socket.recv_fds(self.socket, 4096, 1)
+        self.code = json.loads(data)["code"]
         return json.loads(data)["pid"], socket.socket(fileno=fds[0])
+
+    def succeed(self, directory: Path) -> socket.socket:
+        """A process that is to take a run over: the socket that an agent speaks to it over."""
+        self.socket.send(b"successor " + os.fsencode(directory))
+        _, fds, _, _ = socket.recv_fds(self.socket, 4096, 1)
+        return socket.socket(fileno=fds[0])
 
     def close(self) -> None:
         """End the launcher; its shims go on."""
@@ -65,6 +74,7 @@ class Container:
         log: Path | None = None,
         **fields: Any,
     ) -> None:
+        self.launcher = launcher
         self.directory = directory / f"c.{run}"
         self.directory.mkdir(parents=True)
         self.bundle = directory / "bundle"
@@ -100,7 +110,7 @@ class Container:
         self.pidfd = os.pidfd_open(self.shim)
         with sock:
             sock.settimeout(DEADLINE)
-            sock.send(json.dumps(self.request).encode())
+            sock.send(json.dumps({**self.request, "code": launcher.code}).encode())
             self.answer: Packet = json.loads(sock.recv(1 << 16) or b"{}")
 
     def client(self) -> Client:

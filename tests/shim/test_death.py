@@ -8,6 +8,7 @@ import os
 import random
 import select
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from mooring.shim import version
+from mooring.shim.adopt import READY, SERVES
 from mooring.shim.control import send_with
 from mooring.shim.packets import join
 from mooring.shim.shim import _wake
@@ -38,20 +41,24 @@ class Adopter:
         client.close()
 
     def replace(self) -> int:
-        """Start a shim in place of the killed one; its pid."""
-        paths = [str(ROOT / "runtime-worker"), str(ROOT / "shim-agent"), str(ROOT)]
-        code = (
-            f"import sys; sys.path[:0] = {paths!r}\n"
-            "from tests.shim import fake_oci\n"
-            "import mooring.runtime.oci\n"
-            "mooring.runtime.oci.container = fake_oci\n"
-            "sys.modules['mooring.runtime.oci.container'] = fake_oci\n"
-            "from mooring.shim.adopt import main\nmain()"
-        )
-        pairs = [f"{name}={fd}" for name, fd in self.held.items()]
-        command = [PYTHON, "-I", "-S", "-c", code, str(self.container.directory), *pairs]
-        subprocess.run(command, pass_fds=list(self.held.values()), check=True, timeout=30)
+        """Have another shim take the place of the killed one; its pid."""
+        with self.prepare() as sock:
+            self.hand_over(sock)
+            assert sock.recv(4096) == SERVES
         return shim_of(self.container)
+
+    def prepare(self) -> socket.socket:
+        """A process that is ready to take over."""
+        sock = self.container.launcher.succeed(self.container.directory)
+        sock.settimeout(30)
+        assert sock.recv(4096) == READY
+        return sock
+
+    def hand_over(self, sock: socket.socket) -> None:
+        """Give it what was held."""
+        packet = json.dumps({"names": list(self.held)}).encode()
+        socket.send_fds(sock, [packet], list(self.held.values()))
+        sock.send(b"{}")
 
     def let_go(self, name: str) -> None:
         """Hold this no longer, as when a stdin is closed."""
@@ -293,6 +300,79 @@ def test_input_on_its_way_when_the_shim_is_killed_arrives_once(
         assert container.output() == b"begin\n" + data
         client.close()
         adopter.close()
+
+
+def test_a_successor_that_is_not_needed_ends_and_changes_nothing(counting: Container) -> None:
+    adopter = Adopter(counting)
+    adopter.prepare().close()
+    adopter.close()
+    client = counting.client()
+    end = client.ask("hello")["log_end"]
+    client.ask("watch_log", after=end)
+    assert client.event("log")["end"] > end
+    assert shim_of(counting) == counting.shim
+
+
+def test_a_run_that_is_served_is_not_taken_over_a_second_time(counting: Container) -> None:
+    adopter = Adopter(counting)
+    sigkill(counting.shim)
+    shim = adopter.replace()
+    with adopter.prepare() as sock:
+        adopter.hand_over(sock)
+        assert sock.recv(4096) == b"Unfit: another shim serves it"
+    assert shim_of(counting) == shim
+    adopter.close()
+
+
+def test_a_run_that_is_over_is_not_taken_over(counting: Container) -> None:
+    adopter = Adopter(counting)
+    with adopter.prepare() as sock:
+        os.kill(counting.answer["pid"], signal.SIGKILL)
+        eventually(lambda: ended(counting))
+        record = counting.exit()
+        adopter.hand_over(sock)
+        assert sock.recv(4096) == b"Unfit: the run is over"
+    assert counting.exit() == record
+    adopter.close()
+
+
+def test_a_shim_whose_record_is_of_another_version_has_no_successor(counting: Container) -> None:
+    path = counting.directory / "shim.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    with counting.launcher.succeed(counting.directory) as sock:
+        sock.settimeout(30)
+        assert sock.recv(4096) == b"Unfit: its shim.json is of version 2"
+
+
+def test_a_shim_says_what_code_it_runs(counting: Container) -> None:
+    assert counting.client().ask("hello")["code"] == version.digest()
+    path = counting.directory / "shim.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "older"}))
+    adopter = Adopter(counting)
+    sigkill(counting.shim)
+    adopter.replace()
+    assert json.loads(path.read_text())["code"] == version.digest()
+    adopter.close()
+
+
+def test_the_digest_is_of_all_that_a_launcher_imports() -> None:
+    code = "import sys; sys.path[:0] = sys.argv[1:]; import mooring.runtime.launcher\n"
+    code += "import mooring.runtime.oci.container, mooring.runtime.oci.rehearsal\n"
+    code += "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('mooring.')"
+    code += " and getattr(m, '__file__', None)), sep='\\n')"
+    command = [
+        PYTHON,
+        "-I",
+        "-S",
+        "-c",
+        code,
+        str(ROOT / "runtime-worker"),
+        str(ROOT / "shim-agent"),
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    empty = {path for path in found if not os.path.getsize(path)}
+    assert set(found) - empty <= set(version.files())
+    assert len(found) > 50
 
 
 def available(fd: int) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mooring.kit.config import Settings
+from mooring.shim import version
 from mooring.shim.frames import HEADER, MAGIC, RUN_BEGINS, RUN_ENDS, STDOUT, segment_name
 
 CONTAINER = "c0ffee" * 10 + "beef"
@@ -43,6 +44,14 @@ class FakeShim:
         self.ops: list[dict[str, Any]] = []
         self.refuse: dict[str, dict[str, Any]] = {}
         self.stdin = b""
+        self.pid = os.getpid()
+        """Of the process that stands for it."""
+        self.code = version.digest()
+        """What it runs; the same as a successor of it would: an agent leaves it in peace."""
+        self.descriptors: dict[str, int] = {}
+        """What it hands out."""
+        self.silent: set[str] = set()
+        """Operations that it does not answer."""
         self.on_signal: dict[int, int] = {15: 143, 9: 137}
         """Which signals end it, and with what exit code."""
         self.init = subprocess.Popen(["sleep", "1000"])
@@ -59,8 +68,9 @@ class FakeShim:
             "version": 1,
             "id": self.id,
             "run": self.run,
-            "shim_pid": os.getpid(),
-            "shim_start": start_time(os.getpid()),
+            "shim_pid": self.pid,
+            "shim_start": start_time(self.pid),
+            "code": self.code,
             "init_pid": self.init.pid,
             "init_start": start_time(self.init.pid),
             "started_ns": time.time_ns(),
@@ -239,13 +249,28 @@ class FakeShim:
         head, _, data = packet.partition(b"\n")
         message = json.loads(head)
         self.ops.append(message)
+        if message["op"] in self.silent:
+            return
         answer = self._answer(message, data)
         if "id" in message and answer is not None:
-            self._send(sock, {"id": message["id"], "ok": True, **answer})
+            fds = self.descriptors if message["op"] == "descriptors" else {}
+            self._send(sock, {"id": message["id"], "ok": True, **answer}, fds)
 
-    def _send(self, sock: socket.socket, message: dict[str, Any]) -> None:
+    def answer(self, op: str) -> None:
+        """Answer all that was asked of this kind."""
+        self.silent.discard(op)
+        for message in self.ops:
+            if message["op"] == op:
+                answer = {"id": message["id"], "ok": True, **(self._answer(message, b"") or {})}
+                for sock in self._sockets:
+                    self._send(sock, answer, self.descriptors if op == "descriptors" else {})
+
+    def _send(
+        self, sock: socket.socket, message: dict[str, Any], fds: dict[str, int] | None = None
+    ) -> None:
         if sock in self._sockets:
-            sock.send(json.dumps(message).encode())
+            packet = {**message, "names": list(fds)} if fds else message
+            socket.send_fds(sock, [json.dumps(packet).encode()], list((fds or {}).values()))
 
     def _drop(self, sock: socket.socket) -> None:
         if sock in self._sockets:

@@ -6,12 +6,13 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 import image
 
-from .host import Host
+from .host import REPOSITORY, Host
 
 SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
@@ -148,6 +149,66 @@ def test_an_upgrade_replaces_the_services_and_keeps_containers(host: Host) -> No
     now = counted(host, "kept")
     until(lambda: counted(host, "kept") > now, "kept has stopped printing")
     host.docker("rm", "-f", "kept")
+
+
+def test_an_upgrade_replaces_the_shims_of_an_earlier_version_under_attached_clients(
+    host: Host,
+) -> None:
+    part = REPOSITORY / "shim-agent/mooring/shim/packets.py"
+    (host.root / "root/older.py").write_text(part.read_text() + "# An earlier version.\n")
+    host.run("mount", "--bind", "/root/older.py", str(part))
+    host.run("systemctl", "restart", "mooring-runtime.service")
+    count = "i=0; while [ ! -e /end ]; do i=$((i+1)); echo $i; sleep 0.02; done"
+    plain = ("--network", "none", "bb")
+    popen = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    front = popen(host.entered("docker", "run", "--name", "front", *plain, "sh", "-c", count))
+    typed = popen(host.entered("docker", "run", "-i", "--name", "typed", *plain, "cat"))
+    until(lambda: len(host.docker("ps", "-q").split()) == 2, "they do not run")
+    inside = popen(
+        host.entered("docker", "exec", "-i", "typed", "sh", "-c", f"{count}; cat; exit 9")
+    )
+    assert typed.stdin is not None and typed.stdout is not None and inside.stdout is not None
+    typed.stdin.write("before\n")
+    typed.stdin.flush()
+    assert (typed.stdout.readline(), inside.stdout.readline()) == ("before\n", "1\n")
+    old = shims(host)
+    host.run("umount", str(part))
+    said = host.run("mooring", "upgrade")
+    assert "shims: 2 replaced, 0 of this version, 0 kept" in said
+    host.docker("run", "-d", "--name", "new", *plain, "sleep", "1000")
+    now = shims(host)
+    assert {one["code"] for one in old.values()}.isdisjoint({one["code"] for one in now.values()})
+    assert len({one["code"] for one in now.values()}) == 1 and len(now) == 3
+    for one in now.values():
+        paths = host.run("cat", f"/proc/{one['shim_pid']}/cgroup").split()
+        assert all(":/mooring.slice/mooring-shims.service" in path for path in paths)
+    for name in ("typed", "front"):
+        host.docker("exec", name, "touch", "/end")
+    assert inside.stdin is not None
+    inside.stdin.write("within\n")
+    inside.stdin.close()
+    # Not communicate(): it would miss what was read ahead with the first line.
+    *numbers, last = inside.stdout.read().split()
+    assert (last, inside.wait(60)) == ("within", 9)
+    assert numbers == [str(number) for number in range(2, len(numbers) + 2)]
+    output, _ = typed.communicate("after\n", timeout=60)
+    assert (output, typed.returncode) == ("after\n", 0)
+    output, _ = front.communicate(timeout=60)
+    numbers = output.split()
+    assert front.returncode == 0
+    assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
+    host.docker("rm", "-f", "front", "typed", "new")
+
+
+def shims(host: Host) -> dict[str, dict[str, str]]:
+    """shim.json of every run, by container."""
+    text = host.run("sh", "-c", "cat /run/mooring/shims/*/shim.json")
+    found: dict[str, dict[str, str]] = {}
+    decoder = json.JSONDecoder()
+    while text:
+        record, end = decoder.raw_decode(text)
+        found[record["id"]], text = record, text[end:].lstrip()
+    return found
 
 
 def test_after_a_reboot_containers_come_back_by_their_policy(host: Host) -> None:

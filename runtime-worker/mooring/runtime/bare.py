@@ -35,13 +35,16 @@ class BareShim:
     """
 
     __slots__ = (
-        "_prepared", "_used", "cgroup", "channel", "init", "pid", "pidfd", "sleeper", "socket",
-        "start",
+        "_prepared", "_used", "cgroup", "channel", "code", "init", "pid", "pidfd", "sleeper",
+        "socket", "start",
     )  # fmt: skip
 
-    def __init__(self, pid: int, fds: list[int], cgroup: Cgroup, program: Program) -> None:
+    def __init__(
+        self, pid: int, fds: list[int], cgroup: Cgroup, program: Program, code: str = ""
+    ) -> None:
         """fds: the shim's socket, the channel of its process, what the shim sleeps on."""
         self.pid = pid
+        self.code = code
         self.start = start_time(pid)
         self.socket = socket.socket(fileno=fds[0])
         self.channel = socket.socket(fileno=fds[1])
@@ -150,8 +153,8 @@ class BareForks:
         try:
             made.apply({"devices": DEVICE_RULES})
             packet, program = self._prepare(made)
-            pid, fds = await self._launcher.fork_bare()
-            shim = BareShim(pid, fds, made, program)
+            pid, fds, code = await self._launcher.fork_bare()
+            shim = BareShim(pid, fds, made, program, code)
         except BaseException:
             made.remove()
             raise

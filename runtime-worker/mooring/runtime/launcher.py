@@ -24,7 +24,7 @@ from select import EPOLL_CLOEXEC, EPOLLRDHUP, epoll
 
 from mooring.runtime.oci import machine
 from mooring.runtime.oci.linux import set_name
-from mooring.shim import packets, shim, warm
+from mooring.shim import adopt, packets, shim, version, warm
 from mooring.shim.rawsignal import (
     SIG_DFL,
     SIG_IGN,
@@ -47,12 +47,15 @@ CONTROL = 3
 
 BARE = b"bare"
 """The request for a shim without a helper: its container is made by whoever asked for it."""
+SUCCESSOR = b"successor "
+"""The request for a shim in place of another (shim/adopt.py); the run's directory follows."""
 _SO_PASSCRED = 16
 _PACKET_BYTES = 4 << 10
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _SHIM = b"mooring-shim"
 _NO_PROCESS = b'{"error":{"kind":"unavailable","message":"cannot fork another process"}}'
+_ANSWER = b'{"pid":%d,"code":"%s"}'
 _libc = ctypes.PyDLL(None)
 # Called without Python's and ctypes' ceremony: what os.fork does for threads, and ctypes for
 # letting others run, would cost each sleeping shim 0.1 MB. There is one thread, here and there.
@@ -68,6 +71,7 @@ def main(oci: Any = None) -> None:
         from mooring.runtime.oci.rehearsal import Rehearsal
 
         oci, start = container, Rehearsal
+    code = version.digest()
     set_name(b"mooring-launch")
     os.closerange(CONTROL + 1, 1 << 20)
     os.set_inheritable(CONTROL, False)
@@ -85,7 +89,7 @@ def main(oci: Any = None) -> None:
     while packet := control.recv(_PACKET_BYTES):
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         if packet == BARE:
-            _fork_bare(control, ours, theirs, executable, oci)
+            _fork_bare(control, ours, theirs, executable, code, oci)
             continue
         pid = _fork()
         if not pid:
@@ -93,19 +97,23 @@ def main(oci: Any = None) -> None:
             ours.close()
             if executable >= 0:
                 close(executable)
+            if packet.startswith(SUCCESSOR):
+                _be_successor(packet[len(SUCCESSOR) :], theirs, code, oci)
             _be_shim(packet, theirs, oci)
         if pid < 0:
             control.send(_NO_PROCESS)
         else:
             control.sendmsg(
-                [b'{"pid":%d}' % pid],
+                [_ANSWER % (pid, code.encode())],
                 [(SOL_SOCKET, SCM_RIGHTS, ours.fileno().to_bytes(4, "little"))],
             )
         ours.close()
         theirs.close()
 
 
-def _fork_bare(control: socket, ours: socket, theirs: socket, executable: int, oci: Any) -> None:
+def _fork_bare(
+    control: socket, ours: socket, theirs: socket, executable: int, code: str, oci: Any
+) -> None:
     channel, machines = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     # By its messages the worker learns the number of a process that it has not forked.
     channel.setsockopt(SOL_SOCKET, _SO_PASSCRED, 1)
@@ -120,7 +128,7 @@ def _fork_bare(control: socket, ours: socket, theirs: socket, executable: int, o
     else:
         fds = (ours.fileno(), channel.fileno(), sleeper.fileno())
         rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
-        control.sendmsg([b'{"pid":%d}' % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        control.sendmsg([_ANSWER % (pid, code.encode())], [(SOL_SOCKET, SCM_RIGHTS, rights)])
     for socket_ in (ours, theirs, channel, machines):
         socket_.close()
     sleeper.close()
@@ -165,6 +173,20 @@ def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
     except BaseException as error:
         _last_words(error)
         os._exit(1)
+    os._exit(0)
+
+
+def _be_successor(directory: bytes, agent: socket, code: str, oci: Any) -> None:
+    """The life of a shim in place of another; it ends here."""
+    try:
+        _prctl(_PR_SET_NAME, _SHIM, 0, 0, 0)
+        set_signal(SIGCHLD, SIG_DFL)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt.succeed(os.fsdecode(directory), agent, code, oci)
+    except BaseException as error:
+        _last_words(error)
+        os._exit(1)
+    # The interpreter's own way out would take longer than the container may take to be removed.
     os._exit(0)
 
 

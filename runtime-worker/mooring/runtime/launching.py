@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 PACKET = 256 << 10
 BARE = b"bare"
-"""The launcher's BARE; that module is for its own process."""
+SUCCESSOR = b"successor "
+"""The launcher's BARE and SUCCESSOR; that module is for its own process."""
 FORK_TIMEOUT = 10.0
 """Seconds; a fork takes a few milliseconds."""
 START_TIMEOUT = 60.0
@@ -42,10 +43,12 @@ class WarmShim:
     The socket's other end is its helper's, which makes the container (see shim/warm.py).
     """
 
-    __slots__ = ("pid", "socket", "start")
+    __slots__ = ("code", "pid", "socket", "start")
 
-    def __init__(self, pid: int, sock: socket.socket) -> None:
+    def __init__(self, pid: int, sock: socket.socket, code: str = "") -> None:
+        """code: what it runs, see mooring.shim.version."""
         self.pid = pid
+        self.code = code
         self.start = start_time(pid)
         self.socket = sock
         sock.setblocking(False)
@@ -66,11 +69,12 @@ class WarmShim:
         descriptor = self.socket.fileno()
         loop.add_reader(descriptor, _wake, readable)
         try:
-            self.socket.send(json.dumps(message, separators=(",", ":")).encode())
+            packet = {**message, "code": self.code}
+            self.socket.send(json.dumps(packet, separators=(",", ":")).encode())
             faults.point("runtime.start.sent")
             async with asyncio.timeout(START_TIMEOUT):
                 await readable
-            packet = self.socket.recv(PACKET)
+            received = self.socket.recv(PACKET)
         except (BrokenPipeError, ConnectionResetError) as exc:
             raise ShimDied("the shim died") from exc
         except TimeoutError as exc:
@@ -78,9 +82,9 @@ class WarmShim:
             raise Unavailable("the shim did not answer in time") from exc
         finally:
             loop.remove_reader(descriptor)
-        if not packet:
+        if not received:
             raise ShimDied("the shim died")
-        answer: dict[str, Any] = json.loads(packet)
+        answer: dict[str, Any] = json.loads(received)
         return answer
 
     def close(self) -> None:
@@ -169,15 +173,25 @@ class Launcher:
             answer, descriptors = await self._ask({"op": "fork", "cgroup": cgroup})
         except ShimDied:
             answer, descriptors = await self._ask({"op": "fork", "cgroup": cgroup})
-        return WarmShim(int(answer["pid"]), socket.socket(fileno=descriptors[0]))
+        sock = socket.socket(fileno=descriptors[0])
+        return WarmShim(int(answer["pid"]), sock, str(answer["code"]))
 
-    async def fork_bare(self) -> tuple[int, list[int]]:
-        """A shim without a helper: its pid, and the descriptors of a bare.BareShim."""
+    async def fork_successor(self, directory: str) -> socket.socket:
+        """A shim to take over the run of a directory: the socket that it is spoken to over."""
+        request = SUCCESSOR + os.fsencode(directory)
+        try:
+            _, descriptors = await self._ask(request)
+        except ShimDied:
+            _, descriptors = await self._ask(request)
+        return socket.socket(fileno=descriptors[0])
+
+    async def fork_bare(self) -> tuple[int, list[int], str]:
+        """A shim without a helper: its pid, the descriptors of a bare.BareShim, its code."""
         try:
             answer, descriptors = await self._ask(BARE)
         except ShimDied:
             answer, descriptors = await self._ask(BARE)
-        return int(answer["pid"]), descriptors
+        return int(answer["pid"]), descriptors, str(answer["code"])
 
     async def _ask(self, request: dict[str, Any] | bytes) -> tuple[dict[str, Any], list[int]]:
         self.start()

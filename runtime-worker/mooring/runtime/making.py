@@ -187,6 +187,7 @@ class Making:
         self._record = {
             "version": 1,
             **{name: message.get(name) for name in KEPT},
+            "code": shim.code,
             "own_pids": own_pids(self._spec),
             "shim_pid": shim.pid,
             "shim_start": shim.start,

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from mooring.kit.config import ConfigError
+from mooring.kit.errors import EngineError
 from mooring.kit.nats_server import NoServerError
 
 from .engine import assignments, console, fail
@@ -56,25 +57,29 @@ def upgrade(
         str, typer.Argument(help="what pip installs: a path, a wheel, a version")
     ] = "",
     prefix: Prefix = DEFAULT_PREFIX,
+    every_shim: Annotated[
+        bool, typer.Option("--every-shim", help="also those of the same code, for a new libc, say")
+    ] = False,
 ) -> None:
-    """Install a new version and replace the services one by one; containers and clients stay."""
+    """Install a new version and replace services and shims by it; containers and clients stay."""
     if package:
         _say(f"installing {package}")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", package]
         if subprocess.run(pip, check=False).returncode:
             fail("pip could not install it; nothing was replaced")
     # The rest is the new version's to do: this process has the old one in memory.
-    code = f"from mooring.cli.host import replace; replace({str(prefix)!r})"
+    code = f"from mooring.cli.host import replace; replace({str(prefix)!r}, {every_shim})"
     raise typer.Exit(subprocess.run([sys.executable, "-c", code], check=False).returncode)
 
 
-def replace(prefix: str) -> None:
+def replace(prefix: str, every_shim: bool) -> None:
     """The second half of `mooring upgrade`."""
     from mooring.systemd import install as installing
     from mooring.systemd.settings import Layout
 
     try:
-        _carefully(lambda: installing.replace(Layout(Path(prefix)), _say))
+        layout = Layout(Path(prefix))
+        _carefully(lambda: installing.replace(layout, _say, every_shim=every_shim))
     except typer.Exit as exc:
         sys.exit(exc.exit_code)
 
@@ -88,7 +93,7 @@ def _carefully(act: Callable[[], T]) -> T:
 
     try:
         return act()
-    except (ManagerError, ConfigError, NoServerError, OSError) as exc:
+    except (ManagerError, ConfigError, NoServerError, EngineError, OSError) as exc:
         fail(exc)
 
 

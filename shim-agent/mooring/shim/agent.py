@@ -20,6 +20,8 @@ from mooring.kit.models.host import (
     HostStop,
     HostTop,
     OpenStream,
+    RenewShims,
+    ShimsRenewed,
     StdinChunk,
 )
 from mooring.kit.process import Service
@@ -34,10 +36,12 @@ from .keeping import Keeper, Keeping, Nobody
 from .memory import Memory
 from .output import Outputs
 from .policies import Policies
+from .renewal import Renewal
 from .restarts import Restarts
 from .runs import Containers, Run
 from .shims import Shims
 from .stats import Stats
+from .successors import Successors
 from .top import Top
 from .truth import Truth
 from .work import Work
@@ -60,7 +64,9 @@ class Agent:
         restarts = Restarts(bus, facts, policies, work)
         self._exits = exits = Exits(facts, policies, restarts, work)
         self._keeping = keeping = Keeping(keeper or Nobody())
-        self.shims = Shims(state, run, self.containers, exits, work, keeping)
+        self._successors = Successors(_environment(settings), settings.shims_cgroup)
+        self.shims = Shims(state, run, self.containers, exits, work, keeping, self._successors)
+        self.renewal = Renewal(self.containers, self.shims, self._successors)
         self._health = HealthChecks(facts, work)
         self._memory = Memory(exits)
         self.shims.on_begun = self._begun
@@ -82,11 +88,13 @@ class Agent:
         await self._truth.resume()
         self._exits.restarts_known.set()
         self._bus.client.on_reconnect.append(self._forget_removed)
+        self._work.start(self.renewal.begin(), name="renewal")
 
     def close(self) -> None:
         """Let go of all shims."""
         self._keeping.settle()
         self.shims.close()
+        self._successors.close()
         self._memory.close()
 
     def _begun(self, run: Run) -> None:
@@ -116,6 +124,7 @@ class Agent:
             self._bus.serve(self._name(subjects.AGENT_STATS), HostContainer, self._stats.sample),
             self._bus.serve(self._name(subjects.AGENT_EXEC_START), HostExec, self._joining.start),
             self._bus.serve(self._name(subjects.AGENT_REPORT), Request, self._truth.report),
+            self._bus.serve(self._name(subjects.AGENT_RENEW), RenewShims, self.renewal.renew),
             serve_downloads(
                 self._bus,
                 self._name(subjects.AGENT_STREAM_OPEN),
@@ -135,12 +144,25 @@ async def main(settings: Settings, service: Service) -> None:
         await bus.ensure_streams()
         async with Work() as work:
             agent = Agent(settings, bus, work, service)
+            agent.renewal.on_done = lambda done: service.status(_renewed(done))
             try:
                 await agent.start()
                 await service.ready()
                 await service.stop_requested()
             finally:
                 agent.close()
+
+
+def _renewed(done: ShimsRenewed) -> str:
+    return f"{done.replaced} shims replaced by this version, {len(done.kept)} kept"
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What shims inherit that take the place of others: nothing but the tests' faults."""
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if settings.faults:
+        environment["MOORING_FAULTS"] = str(settings.run_dir / "faults")
+    return environment
 
 
 def allow_descriptors() -> None:

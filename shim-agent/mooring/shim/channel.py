@@ -56,6 +56,9 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._answers: dict[object, asyncio.Future[dict[str, Any]]] = {}
         self._serial = 0
+        self.busy = 0
+        """Requests that wait for an answer, but for stdin: that may wait for ever, and whoever
+        sends it sends it again."""
         self._unsent: deque[bytes] = deque()
         self._open = True
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -87,11 +90,14 @@ class Channel:
             raise Unavailable("the shim's connection is closed")
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._answers[id_] = answer
+        counted = message["op"] != "stdin"
+        self.busy += counted
         try:
             self._send(_packet(message, data))
             reply = await answer
         finally:
             self._answers.pop(id_, None)
+            self.busy -= counted
         if error := reply.get("error"):
             raise _refusal(error)
         return reply

@@ -165,8 +165,8 @@ class HealthChecks:
             process = json.load(file)["process"]
         config = ExecConfig(cmd=list(check.command))
         described = joining.describe(process, config, None, "/", None)
-        entry = run.exec(id_)
         channel = await run.reach()
+        entry = run.exec(id_)
         answer = await channel.request(
             "exec", exec=id_, process=described, tty=False, stdin=False, output=True
         )

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import sys
 from typing import Any
-
-import mooring
 
 from .keeping import Key
 from .runs import Exec, Run
 
-logger = logging.getLogger(__name__)
-
-ADOPTION_SECONDS = 20.0
 _NAMES = frozenset({"pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master"})
 _NAMES |= {"stage_in", "stage_out"}
 
@@ -142,47 +134,3 @@ def _close(held: dict[str, int]) -> None:
     for descriptor in held.values():
         os.close(descriptor)
     held.clear()
-
-
-async def adopt(run: Run) -> bool:
-    """Start a shim in place of one that was killed; whether it serves the container."""
-    if "listener" not in run.held or run.pidfd < 0:
-        return False
-    named = {**run.held, "pidfd": run.pidfd}
-    for id_, entry in run.execs.items():
-        if not entry.finished:
-            named |= {f"{name}.{id_}": descriptor for name, descriptor in entry.held.items()}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        f"import sys; sys.path[:0] = {_roots()!r}; from mooring.shim.adopt import main; main()",
-        run.directory,
-        *(f"{name}={descriptor}" for name, descriptor in named.items()),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        # Its last words, should it fail, belong into this agent's log.
-        stderr=None,
-        pass_fds=tuple(named.values()),
-    )
-    try:
-        async with asyncio.timeout(ADOPTION_SECONDS):
-            status = await process.wait()
-    except TimeoutError:
-        process.kill()
-        status = await process.wait()
-    if status == 0:
-        logger.warning("container %s has a new shim, the first one was killed", run.container.id)
-        return True
-    logger.error("no new shim for container %s", run.container.id)
-    return False
-
-
-def _roots() -> list[str]:
-    """The directories that `mooring.shim` and `mooring.runtime` are imported from."""
-    found = []
-    for path in mooring.__path__:
-        if any(os.path.isdir(f"{path}/{part}") for part in ("shim", "runtime")):
-            found.append(os.path.dirname(path))
-    return found

@@ -40,6 +40,8 @@ class ShimRecord:
     cgroup: str
     tty: bool
     stdin: bool
+    code: str = ""
+    """What the shim runs, see version.py; empty for shims older than that."""
 
     @classmethod
     def parse(cls, directory: str, fields: dict[str, Any]) -> Self:
@@ -56,6 +58,7 @@ class ShimRecord:
             cgroup=str(fields["cgroup"]),
             tty=bool(fields["tty"]),
             stdin=bool(fields["stdin"]),
+            code=str(fields.get("code") or ""),
         )
 
 

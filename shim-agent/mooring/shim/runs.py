@@ -151,6 +151,7 @@ class Run:
         "ended_execs",
         "execs",
         "exit",
+        "handover",
         "held",
         "keeping",
         "kept",
@@ -178,6 +179,8 @@ class Run:
         self.published = False
         """The exit fact is in the stream."""
         self.paused = False
+        self.handover = False
+        """Its shim is being replaced: what is asked of it waits for the next one."""
         self.pressed = False
         """Its shim wants to know of the readers that the log is kept for."""
         self.pidfd = -1
@@ -213,13 +216,16 @@ class Run:
         """Like `ask`, but wait for a shim that is being connected to (again)."""
         try:
             async with asyncio.timeout(timeout):
-                while self.live and (self.channel is None or not self.channel.open):
+                while self.live and not self._reachable():
                     await self.container.changed.wait()
         except TimeoutError:
             pass
         if not self.live:
             raise Conflict(f"container {self.container.id} is not running")
         return self.ask()
+
+    def _reachable(self) -> bool:
+        return self.channel is not None and self.channel.open and not self.handover
 
     def exec(self, id_: str) -> Exec:
         """The entry of an exec, made if it is new."""

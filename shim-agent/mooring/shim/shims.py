@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mooring.kit.errors import EngineError, Unavailable
+from mooring.kit.errors import EngineError, NotFound, Unavailable
 
 from . import held, holding, orphans, rundir
 from .channel import Channel
@@ -23,6 +23,7 @@ from .keeping import Keeping
 from .record import remove_tree
 from .rundir import ExitRecord, Process, ShimRecord
 from .runs import Container, Containers, Run
+from .successors import Successors
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ class Shims:
         exits: Exits,
         work: Work,
         keeping: Keeping,
+        successors: Successors,
     ) -> None:
+        self._successors = successors
         self._run_dir = run_dir
         self._directory = f"{run_dir}/shims"
         self._logs = f"{state_dir}/containers"
@@ -173,19 +176,36 @@ class Shims:
     async def _hold(self, run: Run, channel: Channel) -> None:
         """Get duplicates of what a shim holds that said hello to an agent before this one."""
         try:
-            if not run.held:
-                answer = await channel.request_with("descriptors")
-                held.take(run, answer, answer["descriptors"])
-            for id_, entry in tuple(run.execs.items()):
-                if not entry.held and not entry.finished and not id_.startswith(HEALTH_PREFIX):
-                    answer = await channel.request_with("descriptors", exec=id_)
-                    held.take_exec(run, id_, answer, answer["descriptors"])
+            await self.hold(run, channel, again=False)
         except EngineError as exc:
             logger.warning(
                 "container %s: nothing to replace its shim with: %s", run.container.id, exc
             )
-        if not run.live:
-            held.drop(run)
+
+    async def hold(self, run: Run, channel: Channel, *, again: bool = True) -> None:
+        """Get duplicates of all that a shim holds; not `again`: of what there is none of yet.
+
+        EngineError if it does not hand them over.
+        """
+        try:
+            if again or not run.held:
+                answer = await channel.request_with("descriptors")
+                held.take(run, answer, answer["descriptors"])
+            for id_, entry in tuple(run.execs.items()):
+                if not entry.started or entry.finished or id_.startswith(HEALTH_PREFIX):
+                    continue
+                if again or not entry.held:
+                    await self._hold_exec(run, id_, channel)
+        finally:
+            if not run.live:
+                held.drop(run)
+
+    async def _hold_exec(self, run: Run, id_: str, channel: Channel) -> None:
+        try:
+            answer = await channel.request_with("descriptors", exec=id_)
+        except NotFound:
+            return  # It was another shim's, which was killed: see _await_exec.
+        held.take_exec(run, id_, answer, answer["descriptors"])
 
     def _event(self, channel: Channel, message: dict[str, Any]) -> None:
         run = self._connected.get(channel)
@@ -292,7 +312,19 @@ class Shims:
         run.channel = None
         if run.live:
             run.changed()
-            self._work.start(self._recover(run), name=f"recover {run.container.id}")
+            if not run.handover:
+                self._work.start(self._recover(run), name=f"recover {run.container.id}")
+
+    def reconnect(self, run: Run, before: Channel) -> None:
+        """The end of a handover: `before` led to the shim that was there when it began."""
+        assert run.record is not None
+        if not run.record.shim.alive():
+            self._replaced(run)
+            # Whatever it has said to the end is on disk as well.
+            before.close()
+            if run.live and run.channel is None:
+                self._work.start(self._recover(run), name=f"recover {run.container.id}")
+        run.changed()
 
     async def _recover(self, run: Run) -> None:
         """A run without a connection: connect again, or find out how it ended."""
@@ -328,7 +360,12 @@ class Shims:
 
     async def _orphaned(self, run: Run, record: ShimRecord) -> None:
         logger.warning("the shim of container %s was killed", run.container.id)
-        if await held.adopt(run):
+        if await self._successors.adopt(run):
+            self._replaced(run)
+            return
+        found = rundir.read_shim(run.directory)
+        if found is not None and found.shim != record.shim:
+            # That of an agent before this one, which was killed at it. What became of it?
             self._replaced(run)
             return
         if run.pidfd < 0:

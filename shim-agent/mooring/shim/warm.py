@@ -53,6 +53,7 @@ KEPT = (
     "stdin_once",
     "seccomp",
     "agent_socket",
+    "code",
 )
 """What shim.json repeats of the start command: all that another shim needs to take over."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mooring.kit.config import DEFAULT_FILE, Settings, load
 
+from . import shims
 from .manager import Manager, ManagerError
 from .settings import (
     ACTIVATORS,
@@ -57,8 +58,13 @@ def install(
     return settings
 
 
-def replace(layout: Layout, say: Say, config: Path = DEFAULT_FILE) -> Settings:
-    """Replace the services one by one by what is installed now; containers and clients stay."""
+def replace(
+    layout: Layout, say: Say, config: Path = DEFAULT_FILE, *, every_shim: bool = False
+) -> Settings:
+    """Replace the services one by one by what is installed now; containers and clients stay.
+
+    The shims of other code are replaced too, or every_shim.
+    """
     _check_host()
     settings = load(environ={}, file=config)
     for path, text in files(settings, layout, config).items():
@@ -72,6 +78,10 @@ def replace(layout: Layout, say: Say, config: Path = DEFAULT_FILE) -> Settings:
         for name in (*ON_DEMAND, *REPLACED):
             say(f"replacing {service(name)}")
             manager.restart(service(name))
+            if name == "shim-agent":
+                # Before the gateway: each of the two is a short pause for who is attached.
+                for line in shims.describe(shims.renew(settings, every=every_shim)):
+                    say(line)
     return settings
 
 

@@ -207,6 +207,28 @@ class RunTruth(Model):
     error: str = ""
 
 
+class RenewShims(Request):
+    """Have the shims of older code replaced by shims of the agent's own; `every`: all of them."""
+
+    every: bool = False
+
+
+class KeptShim(Model):
+    """A container whose shim was not replaced, and why."""
+
+    id: str
+    reason: str
+
+
+class ShimsRenewed(Done):
+    """What an agent has made of its host's shims since it was started."""
+
+    replaced: int = 0
+    current: int = 0
+    """Shims that are of its own version anyway."""
+    kept: list[KeptShim] = []
+
+
 class Report(Done):
     """Everything that is on this host; `complete` once the agent has scanned at its start."""
 
