@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from .host import REPOSITORY, Host
 
 SERVICES = ("nats", "lifecycle", "runtime", "shim-agent", "gateway")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+
+
+SHIM_CGROUPS = re.compile(r":/mooring\.slice/mooring-(shims\.service|containers\.slice/)")
 
 
 def until(what: Callable[[], bool], message: str, seconds: float = 30.0) -> None:
@@ -181,7 +185,7 @@ def test_an_upgrade_replaces_the_shims_of_an_earlier_version_under_attached_clie
     assert len({one["code"] for one in now.values()}) == 1 and len(now) == 3
     for one in now.values():
         paths = host.run("cat", f"/proc/{one['shim_pid']}/cgroup").split()
-        assert all(":/mooring.slice/mooring-shims.service" in path for path in paths)
+        assert all(SHIM_CGROUPS.search(path) for path in paths)
     for name in ("typed", "front"):
         host.docker("exec", name, "touch", "/end")
     assert inside.stdin is not None
@@ -200,6 +204,51 @@ def test_an_upgrade_replaces_the_shims_of_an_earlier_version_under_attached_clie
     host.docker("rm", "-f", "front", "typed", "new")
 
 
+def unit_of(host: Host, name: str) -> str:
+    """The unit of a container."""
+    return f"mooring-container-{host.docker('inspect', '-f', '{{.Id}}', name)[:12]}.service"
+
+
+def test_a_container_is_a_unit_with_its_name_as_description(host: Host) -> None:
+    script = "trap 'exit 3' TERM; while :; do sleep 0.1; done"
+    common = ("-d", "--network", "none", "--restart", "always")
+    host.docker("run", *common, "--name", "shown", "bb", "sh", "-c", script)
+    unit = unit_of(host, "shown")
+
+    def is_of(shim: str) -> bool:
+        return f"/mooring-containers.slice/{unit}\n" in host.run("cat", f"/proc/{shim}/cgroup")
+
+    def shim() -> str:
+        return str(next(one for id_, one in shims(host).items() if id_[:12] in unit)["shim_pid"])
+
+    until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit}")
+    assert host.show(unit, "Description") == "shown"
+    first = shim()
+    assert is_of(first)
+    assert unit in host.run("systemd-cgls", "--no-pager", "--unit", "mooring-containers.slice")
+    host.docker("rename", "shown", "named")
+    until(lambda: host.show(unit, "Description") == "named", "it has its old name")
+    host.run("systemctl", "daemon-reload")
+    host.run("kill", "-9", first)
+    until(lambda: shim() != first and is_of(shim()), "another shim has no unit")
+    assert host.show(unit, "Description") == "named"
+    for name in SERVICES:
+        host.run("systemctl", "kill", "--signal=KILL", f"mooring-{name}.service")
+    host.run("systemctl", "stop", "mooring.target")
+    assert host.show(unit, "ActiveState") == "active"
+    host.run("systemctl", "start", "mooring.target")
+    until(lambda: answers(host), "the API does not answer")
+    assert is_of(shim())
+    host.run("systemctl", "stop", unit)
+    state = json.loads(host.docker("inspect", "named"))[0]["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 3)
+    until(lambda: host.show(unit, "LoadState") == "not-found", f"{unit} is still there")
+    host.docker("start", "named")
+    until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit} after a start")
+    host.docker("rm", "-f", "named")
+    until(lambda: host.show(unit, "LoadState") == "not-found", f"{unit} is still there")
+
+
 def shims(host: Host) -> dict[str, dict[str, str]]:
     """shim.json of every run, by container."""
     text = host.run("sh", "-c", "cat /run/mooring/shims/*/shim.json")
@@ -215,6 +264,8 @@ def test_after_a_reboot_containers_come_back_by_their_policy(host: Host) -> None
     common = ("-d", "--network", "none")
     host.docker("run", *common, "--name", "always", "--restart", "always", "bb", "sleep", "1000")
     host.docker("run", *common, "--name", "never", "bb", "sleep", "1000")
+    unit = unit_of(host, "always")
+    until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit}")
     host.reboot()
     until(lambda: answers(host), "the API does not answer after a reboot")
 
@@ -232,6 +283,8 @@ def test_after_a_reboot_containers_come_back_by_their_policy(host: Host) -> None
 def test_uninstalling_leaves_containers_until_they_are_purged(host: Host) -> None:
     host.docker("run", "-d", "--name", "last", "--network", "none", "bb", "sleep", "1000")
     pid = host.docker("inspect", "-f", "{{.State.Pid}}", "last").strip()
+    unit = unit_of(host, "last")
+    until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit}")
     host.run("mooring", "uninstall")
     host.run("kill", "-0", pid)
     assert host.run("systemctl", "list-units", "--all", "--no-legend", "mooring-gateway*") == ""
@@ -242,6 +295,8 @@ def test_uninstalling_leaves_containers_until_they_are_purged(host: Host) -> Non
         lambda: not host.run("sh", "-c", f"kill -0 {pid} 2>/dev/null && echo on", check=False),
         "purged, and the container runs on",
     )
+    units = ("systemctl", "list-units", "--all", "--no-legend", "mooring-container-*")
+    until(lambda: host.run(*units) == "", "a unit of a container is left")
     left = host.run("sh", "-c", "ls /usr/local/lib/systemd/system /usr/local/lib/sysusers.d")
     assert "mooring" not in left
 

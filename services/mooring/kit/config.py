@@ -51,6 +51,8 @@ class Settings(Model):
     cgroup_parent: str = ""
     shims_cgroup: str = ""
     """What shims are born in; empty: where the worker is."""
+    container_units: str = ""
+    """The slice of systemd in which each long-lived container has a unit; empty: there are none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     log_max_size: int = Field(default=64 << 20, ge=4096)

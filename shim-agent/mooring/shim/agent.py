@@ -44,6 +44,7 @@ from .stats import Stats
 from .successors import Successors
 from .top import Top
 from .truth import Truth
+from .units import ContainerUnits, Records
 from .work import Work
 
 
@@ -71,6 +72,7 @@ class Agent:
         self._memory = Memory(exits)
         self.shims.on_begun = self._begun
         self.shims.on_ended = self._memory.end
+        self._units = self._make_units(settings) if settings.container_units else None
         self._commands = Commands(self.containers, self.shims, policies, restarts)
         self._commands.on_limits = self._memory.begin
         self._joining = Joining(self.containers, self.shims, exits)
@@ -97,7 +99,20 @@ class Agent:
         self._successors.close()
         self._memory.close()
 
+    def _make_units(self, settings: Settings) -> ContainerUnits:
+        # Who stops a container is to find this engine's settings.
+        config = os.environ.get("MOORING_CONFIG", "")
+        environment = [f"MOORING_CONFIG={config}"] if config else []
+        names = Records(self._bus)
+        units = ContainerUnits(
+            settings.container_units, environment, self.containers, names, self._work
+        )
+        names.on_rename(units.rename)
+        return units
+
     def _begun(self, run: Run) -> None:
+        if self._units is not None:
+            self._units.begin(run)
         self._health.begin(run)
         self._memory.begin(run)
 

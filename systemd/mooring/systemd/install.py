@@ -14,6 +14,7 @@ from . import shims
 from .manager import Manager, ManagerError
 from .settings import (
     ACTIVATORS,
+    CONTAINER_SLICE,
     CONTAINERS,
     ON_DEMAND,
     SERVICES,
@@ -97,12 +98,12 @@ def uninstall(layout: Layout, say: Say, *, purge: bool, config: Path = DEFAULT_F
             say(f"stopping {unit}")
             manager.stop(unit)
         if purge:
-            for unit in (CONTAINERS, SHIMS):
+            for unit in (CONTAINERS, SHIMS, CONTAINER_SLICE):
                 say(f"stopping {unit}")
                 manager.stop(unit)
         for path in files(settings, layout, config):
             # The cgroups of containers that go on are still systemd's to know.
-            if purge or path.name not in (CONTAINERS, SHIMS, "mooring.slice"):
+            if purge or path.name not in (CONTAINERS, SHIMS, CONTAINER_SLICE, "mooring.slice"):
                 path.unlink(missing_ok=True)
         manager.reload()
     if purge:
