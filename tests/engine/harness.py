@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from image import busybox_archive
+from mooring.supervisor import control
 
 SERVICES = ("gateway", "lifecycle", "runtime", "shim-agent", "nats")
 IMAGE = "bb"
@@ -103,7 +104,8 @@ class Engine:
 
     def stored(self, service: str) -> int:
         """How many descriptors the supervisor keeps for a service."""
-        found: int = next(s["stored"] for s in self.status()["services"] if s["name"] == service)
+        services = control.status(self.run)["services"]
+        found: int = next(s["stored"] for s in services if s["name"] == service)
         return found
 
     def kill(self, service: str) -> int:

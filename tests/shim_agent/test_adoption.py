@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ def docker(made: Engine) -> Iterator[Engine]:
     """Whatever containers a test made are gone after it."""
     yield made
     made.remove_all()
+    until("nothing of them is kept", lambda: made.stored("shim-agent") == 1)
 
 
 def kill_shim(docker: Engine, name: str) -> None:
@@ -110,8 +112,14 @@ def test_it_works_again_after_the_agent_was_killed(docker: Engine) -> None:
 
 
 def kill_both(docker: Engine, name: str) -> None:
-    """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt."""
+    """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt.
+
+    Not in the moment in which what the agent holds is not yet kept for the next one.
+    """
     id_ = docker.inspect(name)["Id"]
+    execs = [*(docker.run / "shims").glob(f"{id_}.*/execs/*/exec.json")]
+    # Besides the run and its execs there is the listener of agent.sock.
+    until("all is kept", lambda: docker.stored("shim-agent") >= 2 + len(execs))
     record = next((docker.run / "shims").glob(f"{id_}.*/shim.json"))
     killed = json.loads(record.read_text())["shim_pid"]
     old = docker.kill("shim-agent")
@@ -176,12 +184,15 @@ def test_an_exec_goes_on_at_the_byte_under_another_shim(
     assert typing.stdout.readline() == "before\n"
     kill(docker, "one")
     kill(docker, "one")
-    assert client.stdin is not None
-    client.stdin.write("typed\n")
-    client.stdin.close()
-    # Not communicate(): it would miss what was read ahead with the first line.
-    assert client.stdout.read().split() == [*COUNTED[1:], "typed"]
-    assert client.wait(30) == 9
+    with client:
+        assert client.stdin is not None and client.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            client.stdin.write("typed\n")
+            client.stdin.close()
+        # Not communicate(): it would miss what was read ahead with the first line.
+        output, said = client.stdout.read(), client.stderr.read()
+    assert output.split() == [*COUNTED[1:], "typed"], f"{said}\n{docker.logs()[-5000:]}"
+    assert client.returncode == 9
     output, _ = typing.communicate("after\n", timeout=30)
     assert output == "after\n"
     assert typing.returncode == 0

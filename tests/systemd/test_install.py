@@ -188,12 +188,13 @@ def test_an_upgrade_replaces_the_shims_of_an_earlier_version_under_attached_clie
         assert all(SHIM_CGROUPS.search(path) for path in paths)
     for name in ("typed", "front"):
         host.docker("exec", name, "touch", "/end")
-    assert inside.stdin is not None
-    inside.stdin.write("within\n")
-    inside.stdin.close()
-    # Not communicate(): it would miss what was read ahead with the first line.
-    *numbers, last = inside.stdout.read().split()
-    assert (last, inside.wait(60)) == ("within", 9)
+    with inside:
+        assert inside.stdin is not None
+        inside.stdin.write("within\n")
+        inside.stdin.close()
+        # Not communicate(): it would miss what was read ahead with the first line.
+        *numbers, last = inside.stdout.read().split()
+    assert (last, inside.returncode) == ("within", 9)
     assert numbers == [str(number) for number in range(2, len(numbers) + 2)]
     output, _ = typed.communicate("after\n", timeout=60)
     assert (output, typed.returncode) == ("after\n", 0)
