@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from mooring.kit import faults, log
-from mooring.kit.errors import Conflict, EngineError, NotFound, Unavailable
+from mooring.kit.errors import Conflict, EngineError, NotFound, NotSupported, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.host import (
     HostContainer,
@@ -27,6 +27,7 @@ from mooring.kit.models.host import (
 )
 
 from . import held
+from .channel import Channel
 from .policies import Policies
 from .restarts import Restarts
 from .runs import Container, Containers, Run, running
@@ -129,6 +130,7 @@ class Commands:
                 fields["exec"] = request.exec_id
             try:
                 channel = await run.reach()
+                await _stage(run, request.exec_id, channel)
                 answer = await channel.request("stdin", request.data, **fields)
             except (Unavailable, Conflict):
                 if run.live:
@@ -242,3 +244,20 @@ class Commands:
                     await run.container.changed.wait()
         except TimeoutError:
             raise Unavailable(f"exec {id_} has not been started") from None
+
+
+async def _stage(run: Run, exec_id: str, channel: Channel) -> None:
+    """Before the first byte of a stdin: have what it goes through, and keep it for the next agent.
+
+    Bytes come from here alone: whoever dies now, nothing is on its way without being known.
+    """
+    holder = run.exec(exec_id) if exec_id else run
+    if not holder.held or holder.stdin_closed or "stage_in" in holder.held:
+        return
+    asked = {"exec": exec_id} if exec_id else {}
+    try:
+        answer = await channel.request_with("stage", **asked)
+    except NotSupported:
+        return  # A shim of an older version: it hands it over with the bytes.
+    held.add(run, exec_id, answer, answer["descriptors"])
+    run.keeping.settle()

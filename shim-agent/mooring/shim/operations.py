@@ -63,6 +63,14 @@ def _stdin(shim: Shim, connection: Connection, request: Request, raw: bytes) -> 
         raise Refusal("unavailable", "the container does not read its input") from None
 
 
+def _stage(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    stdin: Input = _exec(shim, request["exec"]).input if request.get("exec") else shim.input
+    stdin.stage()
+    held = stdin.staged()
+    if not connection.answer_with(request, {"names": list(held)}, list(held.values())):
+        raise Refusal("unavailable", "the connection has no room for descriptors")
+
+
 def _resize(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
     rows, columns = int(request["rows"]), int(request["columns"])
     if request.get("exec"):
@@ -201,6 +209,7 @@ def _recorder(shim: Shim, request: Request) -> Recorder:
 OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
     "hello": _hello,
     "watch_log": _watch_log,
+    "stage": _stage,
     "stdin": _stdin,
     "resize": _resize,
     "kill": _kill,

@@ -79,6 +79,10 @@ class Input:
         self._stage = Staging(f"{self._directory}/stdin.state", {})
         return self._stage.descriptors()
 
+    def staged(self) -> dict[str, int]:
+        """The descriptors of what bytes go through."""
+        return self._stage.descriptors() if self._stage is not None else {}
+
     def write(self, session: str, offset: int, data: bytes, eof: bool, answer: Answer) -> None:
         """Write what this session has not written yet, then answer. Gap, Busy."""
         have = self._sessions.get(session)

@@ -1,0 +1,83 @@
+"""What stdin goes through is with the process manager before the first byte is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooring.kit.errors import NotSupported
+from mooring.shim.commands import _stage
+from mooring.shim.keeping import Keeping, Key, Nobody
+from mooring.shim.runs import Container, Run
+
+from .fakes import CONTAINER
+
+
+class Manager(Nobody):
+    """Keeps descriptors."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+
+    def store(self, name: str, descriptor: int, *, poll: bool = True) -> None:
+        self.kept.setdefault(name, []).append(os.dup(descriptor))
+
+    def unstore(self, name: str) -> None:
+        for descriptor in self.kept.pop(name, []):
+            os.close(descriptor)
+
+    def stored(self) -> dict[str, list[int]]:
+        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}
+
+
+class Shim:
+    """Answers `stage`."""
+
+    def __init__(self, *, old: bool = False) -> None:
+        self.asked: list[str] = []
+        self.old = old
+
+    async def request_with(self, op: str, **fields: Any) -> dict[str, Any]:
+        self.asked.append(op)
+        if self.old:
+            raise NotSupported("the shim knows no operation 'stage'")
+        reading, writing = os.pipe()
+        return {"names": ["stage_out", "stage_in"], "descriptors": [reading, writing]}
+
+
+@pytest.fixture
+def manager() -> Manager:
+    return Manager()
+
+
+@pytest.fixture
+def run(manager: Manager, tmp_path: Path) -> Iterator[Run]:
+    made = Run(Container(CONTAINER), 1, str(tmp_path), Keeping(manager))
+    made.pidfd = os.pidfd_open(os.getpid())
+    made.held = {"stdin": os.open("/dev/null", os.O_WRONLY)}
+    yield made
+    for descriptor in (made.pidfd, *made.held.values()):
+        os.close(descriptor)
+    manager.unstore(made.kept)
+
+
+async def test_it_is_asked_for_once_and_found_by_the_next_agent(run: Run, manager: Manager) -> None:
+    """An agent that died with the shim had left it in no queue but its own: stdin came twice."""
+    shim = Shim()
+    for _ in range(2):
+        await _stage(run, "", shim)  # type: ignore[arg-type]
+    assert shim.asked == ["stage"]
+    _, found = Keeping(manager).take(Key(CONTAINER, 1))
+    assert {"stdin", "stage_in", "stage_out"} <= found.keys()
+    for descriptor in found.values():
+        os.close(descriptor)
+
+
+async def test_a_shim_of_an_older_version_hands_it_over_with_the_bytes(run: Run) -> None:
+    shim = Shim(old=True)
+    await _stage(run, "", shim)  # type: ignore[arg-type]
+    assert "stage_in" not in run.held
