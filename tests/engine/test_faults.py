@@ -51,7 +51,7 @@ def retried(docker: Engine, *args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, service: str) -> None:
-    made = docker.out("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
+    made = docker.out("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=200))
     docker.docker("run", "-d", "--name", "other", "bb", "sleep", "1000")
     follower = docker.popen("logs", "-f", "count")
     old = docker.kill(service)
@@ -62,9 +62,9 @@ def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, ser
     stopping.communicate(timeout=60)
     until("the count ended", lambda: docker.state_of("count") == "exited")
     assert docker.inspect("count")["State"]["ExitCode"] == 7
-    assert numbers(docker.out("logs", "count")) == list(range(1, 301))
+    assert numbers(docker.out("logs", "count")) == list(range(1, 201))
     out, _ = follower.communicate(timeout=30)
-    assert numbers(out) == list(range(1, 301))
+    assert numbers(out) == list(range(1, 201))
     actions = docker.actions(made)
     assert actions == ["create", "start", "die"]
     retried(docker, "rm", "-f", "started", "other")
@@ -72,13 +72,13 @@ def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, ser
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_an_attached_client_sees_every_line_through_a_kill(docker: Engine, service: str) -> None:
-    running = docker.popen("run", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=300))
+    running = docker.popen("run", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=200))
     until("it runs", lambda: docker.api("GET", "/containers/count/json").status == 200
           and docker.state_of("count") == "running")  # fmt: skip
     old = docker.kill(service)
     docker.back(service, old)
     out, err = running.communicate(timeout=60)
-    assert numbers(out) == list(range(1, 301)), err
+    assert numbers(out) == list(range(1, 201)), err
     assert running.returncode == 7
 
 

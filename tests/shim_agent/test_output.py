@@ -54,7 +54,7 @@ class Reading:
 
     async def rest(self) -> bytes:
         """Read to the end; everything that was printed."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             async for _, chunk in self._chunks:
                 self.data += chunk
         assert self.stream.reason == "end"
