@@ -172,6 +172,9 @@ class _Server:
 
 def main() -> None:
     """See above."""
+    # A terminal, or timeout(1), tells the whole group: it ends after the tests, with all it forked.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     preload()
     gc.collect()
     gc.freeze()
