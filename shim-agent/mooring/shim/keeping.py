@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 NAMES = 5000
 """How many are kept; their names go through one variable of the environment, of 128 KiB at most."""
-SOON = 0.01
+SOON = 0.005
 """Seconds that keeping waits: most execs and many runs are over by then, and the first output of
 the others goes before."""
 _LISTENER = "agent"
