@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 
@@ -18,9 +20,11 @@ from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import HostContainer, HostExec, RenewShims, ShimsRenewed
 from mooring.shim import renewal, version
 from mooring.shim.agent import Agent
+from mooring.shim.keeping import Nobody
 from mooring.shim.renewal import Renewal
 from mooring.shim.runs import Run
 from mooring.shim.successors import Successor, Successors
+from mooring.shim.work import Work
 
 from .conftest import until
 from .fakes import CONTAINER, FakeShim
@@ -230,3 +234,43 @@ def test_this_kernel_is_asked_by_trying() -> None:
 
     release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     assert orphans.tells_exits() is (release >= (6, 15))
+
+
+class Kept(Nobody):
+    """Keeps the listener of an agent that was killed."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+
+    def listeners(self) -> dict[str, list[socket.socket]]:
+        return {"agent": [self._listener]}
+
+
+async def test_a_shim_that_was_killed_before_its_hello_was_heard_is_replaced(
+    old: Old, bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    listener.bind("")
+    listener.listen()
+    old.start(hello=False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hello:
+        hello.connect(listener.getsockname())
+        packet = {"event": "hello", **old._hello(), "names": list(old.descriptors)}
+        socket.send_fds(hello, [json.dumps(packet).encode()], list(old.descriptors.values()))
+    old.processes[0].kill()
+    old.processes[0].wait()
+    held: list[set[str]] = []
+
+    async def adopt(run: Run) -> bool:
+        held.append(set(run.held))
+        old.succeed()
+        return True
+
+    async with Work() as work:
+        agent = Agent(settings, bus, work, Kept(listener))
+        monkeypatch.setattr(agent.shims._successors, "adopt", adopt)
+        await agent.start()
+        run = agent.containers.get(CONTAINER).runs[1]
+        await until(lambda: run.channel is not None and run.record.code == version.digest())  # type: ignore[union-attr]
+        assert held == [{"listener", "stdin"}]
+        agent.close()

@@ -163,6 +163,7 @@ class Run:
         "process",
         "published",
         "record",
+        "recovering",
         "sources",
         "stdin_closed",
         "watch",
@@ -179,6 +180,8 @@ class Run:
         self.published = False
         """The exit fact is in the stream."""
         self.paused = False
+        self.recovering = False
+        """A connection to its shim, or another shim, is being looked for."""
         self.handover = False
         """Its shim is being replaced: what is asked of it waits for the next one."""
         self.pressed = False

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 4096
 HELLO_SECONDS = 0.25
 """Without an answer for so long, a shim is looked at: does it live?"""
+_TURNS, _TURN_SECONDS = 5, 0.01
 UNKNOWN_EXIT_CODE = 255
 KILLED_EXIT_CODE = 137
 """Of an exec that ended with its container: the end of a pid namespace is SIGKILL to all in it."""
@@ -112,7 +113,7 @@ class Shims:
         if ended is not None:
             self._ended(run, ended[0], acknowledged=ended[1])
         elif record is not None:
-            self._work.start(self._recover(run), name=f"recover {id_}")
+            self._start_recovery(run)
 
     def directory_of(self, id_: str, number: int) -> str:
         """The run directory of a run; it is there until the run's end is known to all."""
@@ -314,7 +315,7 @@ class Shims:
         if run.live:
             run.changed()
             if not run.handover:
-                self._work.start(self._recover(run), name=f"recover {run.container.id}")
+                self._start_recovery(run)
 
     def reconnect(self, run: Run, before: Channel) -> None:
         """The end of a handover: `before` led to the shim that was there when it began."""
@@ -324,8 +325,19 @@ class Shims:
             # Whatever it has said to the end is on disk as well.
             before.close()
             if run.live and run.channel is None:
-                self._work.start(self._recover(run), name=f"recover {run.container.id}")
+                self._start_recovery(run)
         run.changed()
+
+    def _start_recovery(self, run: Run) -> None:
+        if not run.recovering:
+            run.recovering = True
+            self._work.start(self._recover_once(run), name=f"recover {run.container.id}")
+
+    async def _recover_once(self, run: Run) -> None:
+        try:
+            await self._recover(run)
+        finally:
+            run.recovering = False
 
     async def _recover(self, run: Run) -> None:
         """A run without a connection: connect again, or find out how it ended."""
@@ -361,6 +373,11 @@ class Shims:
 
     async def _orphaned(self, run: Run, record: ShimRecord) -> None:
         logger.warning("the shim of container %s was killed", run.container.id)
+        for _ in range(_TURNS):
+            if run.held:
+                break
+            # Its hello may wait at the listener of the agent before this one.
+            await asyncio.sleep(_TURN_SECONDS)
         if await self._successors.adopt(run):
             self._replaced(run)
             return
