@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 
 NAMES = 5000
 """How many are kept; their names go through one variable of the environment, of 128 KiB at most."""
-SOON = 0.005
-"""Seconds that keeping waits: most execs and many runs are over by then, and the first output of
-the others goes before."""
 _LISTENER = "agent"
 _PACKET_BYTES = 4096
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
@@ -70,23 +67,23 @@ class Keeping:
         self._names: set[str] = set()
         self._found: dict[Key, tuple[str, dict[str, int]]] = {}
         self._waiting: dict[Key, Callable[[], None]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
         for name, descriptors in keeper.stored().items():
             self._names.add(name)
             for descriptor in descriptors:
                 self._find(name, descriptor)
 
     def soon(self, key: Key, keep: Callable[[], None]) -> None:
-        """Call `keep`, which is to keep what there will be by then, after a moment."""
+        """Call `keep` when what has arrived by now is dealt with: output goes first."""
         self._waiting[key] = keep
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SOON, self.settle)
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self.settle)
 
     def settle(self) -> None:
         """Keep now what is waiting to be kept."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         waiting, self._waiting = self._waiting, {}
         for keep in waiting.values():
             keep()
