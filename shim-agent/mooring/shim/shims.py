@@ -177,7 +177,9 @@ class Shims:
     async def _hold(self, run: Run, channel: Channel) -> None:
         """Get duplicates of what a shim holds that said hello to an agent before this one."""
         try:
-            await self.hold(run, channel, again=False)
+            # What an agent before this one kept may be older than the last of it.
+            stdin = run.record is not None and run.record.stdin
+            await self.hold(run, channel, again=stdin or bool(run.execs))
         except EngineError as exc:
             logger.warning(
                 "container %s: nothing to replace its shim with: %s", run.container.id, exc
