@@ -26,7 +26,8 @@ def made() -> Iterator[Engine]:
     """An engine for these tests."""
     if shutil.which("docker") is None:
         pytest.skip("no docker CLI on PATH")
-    with engine() as running:
+    with engine("--set", "faults=true") as running:
+        (running.run / "faults").mkdir(exist_ok=True)
         yield running
 
 
@@ -88,6 +89,18 @@ def test_execs_end_as_they_do_and_others_can_be_started(docker: Engine) -> None:
     client.communicate(timeout=30)
     assert client.returncode == 9
     assert docker.out("exec", "one", "echo", "again") == "again"
+
+
+@pytest.mark.parametrize("point", ["shim.exec.recorded", "shim.exec.gone"])
+def test_an_exec_runs_once_wherever_its_shim_is_killed(docker: Engine, point: str) -> None:
+    """Recorded and handed over before it executes anything: who comes after knows of it."""
+    docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
+    (docker.run / "faults" / point).touch()
+    script = "echo ran >>/tmp/ran; echo out; exit 9"
+    done = docker.docker("exec", "one", "sh", "-c", script, check=False)
+    assert not (docker.run / "faults" / point).exists()
+    assert (done.returncode, done.stdout, done.stderr) == (9, "out\n", "")
+    assert docker.out("exec", "one", "cat", "/tmp/ran") == "ran"
 
 
 def test_a_container_whose_shim_was_replaced_is_stopped_and_paused(docker: Engine) -> None:

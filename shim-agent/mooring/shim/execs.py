@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from time import time_ns
+from time import monotonic, sleep, time_ns
 
+from .frames import HEADER_SIZE
 from .log import LogWriter
 from .loop import READ, Loop
 from .packets import dump
-from .processes import Streams, exit_status, open_input, record_streams, resize
+from .processes import (
+    NOT_EXECUTED,
+    Streams,
+    executed,
+    exit_status,
+    open_input,
+    record_streams,
+    resize,
+)
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree, start_time, write_record
 from .stdin import Input
@@ -22,6 +31,9 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 4 << 20
 UNREAD_BYTES = 64 << 20
 """An exec whose output is read no faster has its output left in the pipe beyond this."""
+_UNDECIDED_SECONDS = 2.0
+_FIRST_FRAME = HEADER_SIZE + len(b"1")
+"""Bytes of a log in which nothing was printed."""
 _LEFTOVER_SECONDS = 0.5
 """How long output of what an exec has left behind in the container is still waited for."""
 
@@ -34,6 +46,7 @@ class Exec:
         "_ended",
         "_leaving",
         "_loop",
+        "_recorded",
         "_waiting",
         "directory",
         "exit_code",
@@ -55,7 +68,7 @@ class Exec:
         self.id = ident
         self.tty = tty
         self.directory = f"execs/{ident}"
-        self.pid = 0
+        self.pid = self._recorded = 0
         self.pidfd = self.master = -1
         self.exit_code: int | None = None
         """None while it runs."""
@@ -77,13 +90,41 @@ class Exec:
         self.master = fds.get("master", -1)
         fds = {**streams.ours, **fds}
         self.input = open_input(self._loop, fds, wants_input, True, self.directory)
-        record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
-        record |= {"started_ns": time_ns(), "tty": self.tty, "stdin": wants_input}
-        write_record(f"{self.directory}/exec.json", record)
+        if pid != self._recorded:
+            self.record(pid, wants_input)
         if self.recorder is not None:
             record_streams(self.recorder, fds)
             self.recorder.start()
         self._loop.watch(self.pidfd, READ, self._exited)
+
+    def record(self, pid: int, wants_input: bool, unexecuted: str = "") -> None:
+        """Write exec.json. unexecuted: see `executed`; where it has not run its program yet."""
+        self._recorded = pid
+        record = {"version": 1, "exec": self.id, "pid": pid, "pid_start": start_time(pid)}
+        record |= {"started_ns": time_ns(), "tty": self.tty, "stdin": wants_input}
+        write_record(f"{self.directory}/exec.json", {**record, "unexecuted": unexecuted})
+
+    def was_executed(self, record: dict[str, Any], pidfd: int) -> bool:
+        """Whether the process that a shim before this one had made came to its program."""
+        unexecuted = record.get("unexecuted") or ""
+        deadline = monotonic() + _UNDECIDED_SECONDS
+        while unexecuted and executed(record["pid"], unexecuted) is False:
+            # It is on its way; or its channel has closed before it was told to go, and it ends.
+            if monotonic() > deadline:
+                pidfd_send_signal(pidfd, SIGKILL)
+                return False
+            sleep(0.001)
+        if not unexecuted or executed(record["pid"], unexecuted):
+            return True
+        return exit_status(pidfd)[0] != NOT_EXECUTED or self._has_printed()
+
+    def _has_printed(self) -> bool:
+        try:
+            names = os.listdir(f"{self.directory}/log")
+        except FileNotFoundError:
+            return False
+        sizes = (os.stat(f"{self.directory}/log/{n}").st_size for n in names if n[-4:] == ".log")
+        return sum(sizes) > _FIRST_FRAME
 
     def take_over(self, record: dict[str, Any], fds: dict[str, int]) -> None:
         """Go on with what a shim began that is no more."""

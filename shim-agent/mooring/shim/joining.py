@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 from mooring.kit import capabilities, faults, log
-from mooring.kit.errors import Conflict, EngineError, InvalidParameter
+from mooring.kit.errors import Conflict, EngineError, InvalidParameter, Unavailable
 from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import HostExec
 
@@ -18,6 +19,10 @@ from .exits import Exits
 from .runs import Containers, Exec, Run, running
 from .shims import Shims, container_of
 
+logger = logging.getLogger(__name__)
+
+_SHIMS = 3
+"""How many shims in a row may be killed under the start of one exec."""
 CANNOT_INVOKE = 126
 """The exit code of an exec whose process could not be made."""
 
@@ -49,7 +54,7 @@ class Joining:
             # Nobody will read what it prints: the shim drops it.
             entry.read = True
         try:
-            answer = await self._ask(run, request)
+            answer = await self._ask_whoever_is_there(run, request)
         except ShimRefused as exc:
             reason = f"unable to start container process: {exc.message}"
             message = f"OCI runtime exec failed: exec failed: {reason}: unknown"
@@ -59,13 +64,24 @@ class Joining:
             self._exits.exec_failed(run, request.exec_id, exc.message, CANNOT_INVOKE)
             return
         except EngineError:
-            if not entry.started:
+            if not entry.started and not entry.held:
                 run.execs.pop(request.exec_id, None)
             raise
         faults.point("agent.exec.started")
         entry.pid = int(answer["pid"])
         entry.started = True
         run.container.changed.fire()
+
+    async def _ask_whoever_is_there(self, run: Run, request: HostExec) -> dict[str, Any]:
+        """Ask the shim, or the one that takes its place: that goes on with what was begun."""
+        for _ in range(_SHIMS - 1):
+            try:
+                return await self._ask(run, request)
+            except Unavailable as exc:
+                if not run.live:
+                    raise
+                logger.info("an exec waits for another shim: %s", exc)
+        return await self._ask(run, request)
 
     async def _ask(self, run: Run, request: HostExec) -> dict[str, Any]:
         assert run.record is not None

@@ -118,10 +118,18 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
         if entry is None or "error" in result:
             connection.refuse(request, result["error"])
         else:
-            fds = entry.descriptors() if request.get("hold") else {}
+            fds = entry.descriptors() if request.get("hold") and not told else {}
             more = {**result, "names": list(fds)}
             if not connection.answer_with(request, more, list(fds.values())):
                 connection.answer(request, result)
+
+    told = False
+
+    def about_to(fds: dict[str, int]) -> None:
+        nonlocal told
+        if request.get("hold"):
+            event = {"event": "exec_begins", "exec": ident, "names": list(fds)}
+            told = connection.send_with(event, list(fds.values()))
 
     entry = shim.execs.get(ident)
     if entry is None:
@@ -130,7 +138,7 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
             text = f"Container {shim.id} is paused, unpause the container before exec"
             raise Refusal("conflict", text)
         entry = Exec(shim.loop, ident, bool(request["tty"]), shim.exec_ended)
-        shim.begin_exec(entry, request)
+        shim.begin_exec(entry, request, about_to)
     # Asked again, by an agent that did not hear the answer, it is the same exec.
     entry.when_started(answer)
 

@@ -31,6 +31,7 @@ from .warm import NOTHING_STARTED, read
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from collections.abc import Callable
     from select import epoll
     from typing import Any
 
@@ -103,6 +104,12 @@ class Shim:
         if any(os.path.exists(f"execs/{ident}/exit.{kind}") for kind in ("json", "acked")):
             return
         entry = Exec(self.loop, ident, bool(record["tty"]), self.exec_ended)
+        if not entry.was_executed(record, fds["pidfd"]):
+            # Whoever wants it asks again.
+            for fd in fds.values():
+                os.close(fd)
+            entry.discard()
+            return
         self.execs[ident] = entry
         entry.take_over(record, fds)
 
@@ -193,8 +200,17 @@ class Shim:
 
     # --- the end ---
 
-    def begin_exec(self, entry: Exec, request: dict[str, Any]) -> None:
-        """Start a process in the container; what the machine can't do, a helper does."""
+    def begin_exec(
+        self,
+        entry: Exec,
+        request: dict[str, Any],
+        about_to: Callable[[dict[str, int]], None],
+    ) -> None:
+        """Start a process in the container; what the machine can't do, a helper does.
+
+        about_to is called with its descriptors before the machine executes anything: from then on
+        somebody else can go on with it, so it is not to be started a second time.
+        """
         path = request["seccomp"] if "seccomp" in request else self.record["seccomp"]
         size = request.get("console_size")
         streams = entry.open(bool(request.get("stdin")), bool(request.get("output", True)))
@@ -239,8 +255,13 @@ class Shim:
         entering = self._oci.enter(self._running, request["process"], streams.child, filter_)
         if entering is None:
             Helper(self.loop, work, done)
-        else:
-            self.loop.watch(entering.channel, READ, entered)
+            return
+        entry.record(entering.pid, bool(request.get("stdin")), self._oci.UNEXECUTED)
+        about_to({"pidfd": entering.pidfd, **streams.ours})
+        fault("shim.exec.recorded")
+        entering.go()
+        fault("shim.exec.gone")
+        self.loop.watch(entering.channel, READ, entered)
 
     def exec_ended(self, entry: Exec) -> None:
         """An exec has ended, and its output is whole."""

@@ -223,6 +223,8 @@ class Shims:
                     holding.tell(run.container)
             case _ if run is None:
                 return
+            case "exec_begins":
+                held.take_exec(run, str(message["exec"]), message, channel.take_descriptors())
             case "held":
                 held.add(run, str(message["exec"]), message, channel.take_descriptors())
             case "log":

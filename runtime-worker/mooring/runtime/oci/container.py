@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import cgroups
+from . import cgroups, machine
 from .channel import END, TERMINAL, Channel, pair
 from .entering import Entering, enter
 from .errors import OciError, because
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from .cgroup import Cgroup
 
 __all__ = [
-    "Entering", "OciError", "Overlay", "Process", "Running", "Stub", "cgroups", "enter",
-    "exec_process", "prepare", "run",
+    "UNEXECUTED", "Entering", "OciError", "Overlay", "Process", "Running", "Stub", "cgroups",
+    "enter", "exec_process", "prepare", "run",
 ]  # fmt: skip
+
+UNEXECUTED = machine.LINK
+"""/proc/<pid>/exe of what `enter` makes, until it has executed its program."""
 
 
 class Process:

@@ -51,13 +51,26 @@ class Entering:
     When `channel` is readable `executed` says what became of it.
     """
 
-    __slots__ = ("_socket", "channel", "pid", "pidfd")
+    __slots__ = ("_fds", "_packet", "_socket", "channel", "pid", "pidfd")
 
-    def __init__(self, pid: int, pidfd: int, channel: socket) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, channel: socket, packet: bytes, fds: Sequence[int]
+    ) -> None:
+        """packet: what it is to do, with the descriptors `fds`; open until `go`."""
         self.pid = pid
         self.pidfd = pidfd
         self._socket = channel
+        self._packet = packet
+        self._fds = fds
         self.channel = channel.fileno()
+
+    def go(self) -> None:
+        """Have it do that. Whose caller dies before does nothing, and ends."""
+        rights = b"".join(fd.to_bytes(4, "little") for fd in self._fds)
+        try:
+            self._socket.sendmsg([self._packet], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        except OSError:
+            pass  # It is dead: `executed` tells.
 
     def executed(self) -> bool:
         """Whether it has executed its program; if not, it is buried. Closes the channel."""
@@ -77,7 +90,8 @@ def enter(
     stdio: Sequence[int],
     seccomp: bytes | None,
 ) -> Entering | None:
-    """Begin to run a program in a container; None where that needs `exec_process`.
+    """Make the process that is to run a program in a container, and does when it is told to `go`;
+    None where that needs `exec_process`.
 
     values: OCI's process. seccomp: a filter without flags.
     """
@@ -130,9 +144,6 @@ def _program(directories: Sequence[str], values: dict[str, Any], seccomp: bytes 
 def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
-        rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
-        # It is there before the process is, which then waits for nothing.
-        ours.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         moves = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
         # As vfork(2) does, this copies no page of ours.
         with PidNamespace(init):
@@ -143,4 +154,4 @@ def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
         raise
     finally:
         theirs.close()
-    return Entering(pid, os.pidfd_open(pid), ours)
+    return Entering(pid, os.pidfd_open(pid), ours, packet, fds)
