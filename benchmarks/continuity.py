@@ -113,6 +113,8 @@ def readers(engine: Engine, count: int) -> Iterator[list[Reader]]:
         if any(reader.broken for reader in made):
             raise RuntimeError("an attached client was cut off")
     finally:
+        # The connection of before went with its gateway.
+        engine.wire.close()
         for reader in made:
             engine.remove(reader.container)
 

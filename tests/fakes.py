@@ -23,6 +23,7 @@ from mooring.kit.models.host import (
     HostStart,
     HostStarted,
     HostStop,
+    HostStopped,
     NodeRecord,
     Report,
     RunTruth,
@@ -187,18 +188,19 @@ class FakeHost:
 
     # --- the agent ---
 
-    async def stop(self, request: HostStop) -> Done:
+    async def stop(self, request: HostStop) -> HostStopped:
         """End the run; one that ignores signals takes all its time."""
         run = self._running(request)
         if run is None:
-            return Done()
+            found = self.runs.get(request.id)
+            return HostStopped(run=found.run if found else 0)
         self.signals.append((request.id, request.signal))
         if self.ignores_signals and request.signal != 9:
             await asyncio.sleep(request.timeout)
             await self.exit(request.id, 137)
         else:
             await self.exit(request.id, 128 + request.signal)
-        return Done()
+        return HostStopped(run=run.run)
 
     async def kill(self, request: HostKill) -> Done:
         """Only SIGKILL ends a run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -302,6 +303,27 @@ async def test_the_host_restarts_by_policy(client: Client, host: FakeHost) -> No
         record = await client.record(container)
     assert (record.state, record.restart_count) == (State.RUNNING, 1)
     assert await client.actions(4) == ["create", "start", "die", "start"]
+
+
+async def test_a_stop_waits_for_what_is_told_of_a_run_that_the_host_began(
+    client: Client, host: FakeHost
+) -> None:
+    """Its policy was faster than the stop: that run begins and ends before the container stops."""
+    container = await client.create("web", restart_policy={"name": "always"})
+    await client.start("web")
+    await host.exit(container, 1, restarting=True)
+    await client.until(container, State.RESTARTING)
+    first = host.runs[container]
+    host.runs[container] = replace(first, run=2)
+    stopping = asyncio.create_task(client.stop("web"))
+    await client.until(container, State.STOPPING)
+    done, _ = await asyncio.wait({stopping}, timeout=0.3)
+    assert not done
+    host.runs[container] = first
+    await host.restart(container)
+    await host.exit(container, 1)
+    await stopping
+    assert await client.actions(6) == ["create", "start", "die", "start", "die", "stop"]
 
 
 async def test_a_container_is_found_by_name_prefix_and_id(client: Client) -> None:

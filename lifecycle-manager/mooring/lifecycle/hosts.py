@@ -16,6 +16,7 @@ from mooring.kit.models.host import (
     HostStart,
     HostStarted,
     HostStop,
+    HostStopped,
     Report,
 )
 from mooring.kit.models.image import RemoveLayers
@@ -72,11 +73,11 @@ class Hosts:
         subject = subjects.runtime(node, subjects.RUNTIME_START)
         return await self._bus.request(subject, request, HostStarted, timeout=START_TIMEOUT)
 
-    async def stop(self, node: str, request: HostStop) -> None:
-        """Stop a run; answers when it has exited and the fact is published."""
+    async def stop(self, node: str, request: HostStop) -> int:
+        """Stop a run; answers when it has exited and the fact is published. The last run."""
         limit = FOR_EVER if request.timeout < 0 else request.timeout + STOP_EXTRA
         subject = subjects.agent(node, subjects.AGENT_STOP)
-        await self._bus.request(subject, request, Done, timeout=limit)
+        return (await self._bus.request(subject, request, HostStopped, timeout=limit)).run
 
     async def kill(self, node: str, request: HostKill) -> None:
         """Send a signal; for SIGKILL it answers when the container has exited."""

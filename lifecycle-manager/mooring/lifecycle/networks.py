@@ -53,8 +53,8 @@ _DRIVERS = {"bridge": "bridge", "host": "host", "none": "null"}
 _CLAIM_LIMIT = 120 * SECOND
 """A claim without a record that is older than this belongs to nobody, whoever lives."""
 
-REMOVAL_SECONDS = 20.0
-"""How long a create waits for the removal of a network that had its name."""
+SETTLED_SECONDS = 20.0
+"""How long a create waits for a network of the same name that is being made or removed."""
 
 
 class NetworkHandlers:
@@ -84,7 +84,7 @@ class NetworkHandlers:
         if not nodes:
             raise Unavailable("no host has joined the engine yet: its runtime worker is starting")
         record.node = max(nodes, key=lambda node: node.seen_ns).id
-        await self._name_given_back(record.name)
+        await self._name_settled(record.name)
         self._check_name(record.name, (await self._claims())[0].claims)
         used = await engine.hosts.subnets(record.node) if _wants_subnet(record) else []
         with engine.holding(network_id):
@@ -309,12 +309,13 @@ class NetworkHandlers:
         await self._change_claims(decide)
         return chosen
 
-    async def _name_given_back(self, name: str) -> None:
-        """Wait for the end of the removal of a network: nobody finds it by its name any more."""
+    async def _name_settled(self, name: str) -> None:
+        """Wait for the end of the making or removal of a network: meanwhile nobody finds it by its
+        name, and that the name were taken would be no answer."""
         for row in list(self._engine.networks.rows()):
-            if row.record.name == name and row.record.progress is Progress.REMOVING:
+            if row.record.name == name and not _is_settled(row.record):
                 with contextlib.suppress(TimeoutError):
-                    await self._engine.networks.until(row.key, _is_settled, REMOVAL_SECONDS)
+                    await self._engine.networks.until(row.key, _is_settled, SETTLED_SECONDS)
 
     def _check_name(self, name: str, claims: dict[str, Claimed]) -> None:
         if any(claim.name == name for claim in claims.values()):
@@ -392,7 +393,7 @@ class NetworkHandlers:
 
 
 def _is_settled(record: NetworkRecord | None) -> bool:
-    return record is None or record.progress is not Progress.REMOVING
+    return record is None or record.progress not in (Progress.CREATING, Progress.REMOVING)
 
 
 def _is_shown(record: NetworkRecord) -> bool:

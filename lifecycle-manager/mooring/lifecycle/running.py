@@ -197,8 +197,9 @@ class RunningHandlers:
             signal=record.stop_signal or stop_signal(record),
             timeout=states.stop_seconds_left(record, now),
         )
+        last = 0
         try:
-            await engine.hosts.stop(record.node, request)
+            last = await engine.hosts.stop(record.node, request)
         except Unavailable:
             raise
         except NotFound:
@@ -208,6 +209,9 @@ class RunningHandlers:
             await engine.containers.change(row.key, lambda r: states.stop_refused(r, command))
             raise
         faults.point("lifecycle.stop.hosted")
+        if last > record.run:
+            # Started by its policy before the stop came to it: what is told of it comes first.
+            await self._endings.wait(row, lambda r: r.run >= last and not r.pid, _EXIT_WAIT)
         return await self._until_stopped(row.key)
 
     async def _until_stopped(self, key: str) -> Row[ContainerRecord]:

@@ -22,6 +22,7 @@ from mooring.kit.models.host import (
     HostPolicy,
     HostResize,
     HostStop,
+    HostStopped,
     StdinAck,
     StdinChunk,
 )
@@ -55,7 +56,7 @@ class Commands:
         self.on_limits: Callable[[Run], None] = lambda run: None
         """Called for a run whose limits may have changed."""
 
-    async def stop(self, request: HostStop) -> Done:
+    async def stop(self, request: HostStop) -> HostStopped:
         """Signal, wait, kill; answers when the exit is in the stream of facts."""
         with self._using(request.id) as container, log.bind(container=request.id):
             self._policies.stop(request.id)
@@ -63,7 +64,7 @@ class Commands:
             await self._restarts.cancel(container)
             run = container.latest
             if run is None or (request.run and request.run < run.number):
-                return Done()
+                return HostStopped(run=container.latest_number)
             if run.live:
                 await self._signal(run, request.signal)
                 faults.point("agent.stop.signalled")
@@ -71,7 +72,7 @@ class Commands:
                 if not await self._exited(run, timeout):
                     await self._kill(run)
             await self._told(run)
-            return Done()
+            return HostStopped(run=container.latest_number)
 
     async def kill(self, request: HostKill) -> Done:
         """Send a signal; SIGKILL is answered when the exit is in the stream of facts."""

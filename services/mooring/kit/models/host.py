@@ -101,6 +101,12 @@ class HostStop(HostContainer):
     timeout: int = 10
 
 
+class HostStopped(Done):
+    """`run` is the last run that the host knows of: it may have begun by itself meanwhile."""
+
+    run: int = 0
+
+
 class HostKill(HostContainer):
     """SIGKILL, and any signal with ends_restarts (the stop signal), end the restart policy
     until the next start. Answers once the signal is sent, for SIGKILL once it has exited."""
