@@ -62,6 +62,8 @@ class Commands:
             self._policies.stop(request.id)
             faults.point("agent.stop.recorded")
             await self._restarts.cancel(container)
+            # A restart that was under way has made a run whose shim may not have said hello yet.
+            self._shims.look(request.id)
             run = container.latest
             if run is None or (request.run and request.run < run.number):
                 return HostStopped(run=container.latest_number)
