@@ -144,8 +144,9 @@ class Mooring(Engine):
     def kill(self) -> None:
         """Gateway, lifecycle manager, runtime worker, agent and NATS; their supervisor stays."""
         listed = json.loads((self.folder / "run" / "supervisor.json").read_text())
-        for item in listed["services"]:
-            os.kill(item["pid"], signal.SIGKILL)
+        for pid in [item["pid"] for item in listed["services"] if item["pid"]]:
+            # One that is started on demand may not run: 0 would be our own group.
+            os.kill(pid, signal.SIGKILL)
 
 
 def _shims(folder: Path, what: str) -> list[int]:
