@@ -186,20 +186,19 @@ class Shims:
             )
 
     async def hold(self, run: Run, channel: Channel, *, again: bool = True) -> None:
-        """Get duplicates of all that a shim holds; not `again`: of what may be missing.
+        """Get duplicates of all that a shim holds; not `again`: of what there is none of yet.
 
         EngineError if it does not hand them over.
         """
         try:
-            # What an agent before this one kept may be older than the last of it.
-            stdin = run.record is not None and run.record.stdin
-            if again or not run.held or stdin:
+            if again or not run.held:
                 answer = await channel.request_with("descriptors")
                 held.take(run, answer, answer["descriptors"])
             for id_, entry in tuple(run.execs.items()):
                 if not entry.started or entry.finished or id_.startswith(HEALTH_PREFIX):
                     continue
-                await self._hold_exec(run, id_, channel)
+                if again or not entry.held:
+                    await self._hold_exec(run, id_, channel)
         finally:
             if not run.live:
                 held.drop(run)
