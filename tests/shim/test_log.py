@@ -401,3 +401,25 @@ def test_a_reader_beside_the_writer_sees_whole_frames_only(tmp_path: Path, keep:
     numbers = [int(line) for line in lines]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert keep or numbers[0] == 0
+
+
+def test_a_reader_far_behind_does_not_look_for_segments_at_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipe(tmp_path / "log", limit=300, keep=10_000)
+    for number in range(500):
+        pipe.put(b"line %d\n" % number * 40)
+    looks = 0
+
+    def look(directory: str) -> list[int]:
+        nonlocal looks
+        looks += 1
+        return segments(directory)
+
+    monkeypatch.setattr("mooring.shim.logread.segments", look)
+    reader, offset = pipe.reader(), 0
+    while data := reader.read(offset, 1 << 20):
+        offset += len(data)
+    assert offset == reader.end()
+    assert len(segments(str(tmp_path / "log"))) > 200
+    assert looks < 10

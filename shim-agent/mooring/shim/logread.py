@@ -7,6 +7,7 @@ segments away at the front. Nothing here is the writer's: what it needs it finds
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from .frames import (
@@ -40,12 +41,14 @@ class RotatedAway(Exception):
 class LogReader:
     """One reader of the log in `directory`. A log that is not there yet is an empty one."""
 
-    __slots__ = ("_base", "_end", "_fd", "_next", "directory")
+    __slots__ = ("_base", "_bases", "_end", "_fd", "_next", "directory")
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._fd = -1
         self._base = 0
+        self._bases: list[int] = []
+        """Where the segments began when they were last looked for."""
         self._next: int | None = None
         """Where the segment that is open ends, if it is not the last."""
         self._end = 0
@@ -243,15 +246,17 @@ class LogReader:
         ):
             return True
         while True:
-            bases = segments(self.directory)
-            if not bases or offset < bases[0]:
-                raise RotatedAway(bases[0] if bases else 0)
-            number = len(bases) - 1
-            while bases[number] > offset:
-                number -= 1
-            following = bases[number + 1] if number + 1 < len(bases) else None
-            if self._open(bases[number], following):
+            number = bisect_right(self._bases, offset) - 1
+            # Where a segment ends never changes; only the last one may have got a successor.
+            if not 0 <= number < len(self._bases) - 1:
+                self._bases = segments(self.directory)
+                number = bisect_right(self._bases, offset) - 1
+                if number < 0:
+                    raise RotatedAway(self._bases[0] if self._bases else 0)
+            following = self._bases[number + 1 : number + 2]
+            if self._open(self._bases[number], following[0] if following else None):
                 return True
+            self._bases = []
 
     # --- frames ---
 
