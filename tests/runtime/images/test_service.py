@@ -87,6 +87,18 @@ def _everything(state: Path) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_command_that_is_given_up_at_any_moment_is_ended(turns: int) -> None:
+    task = asyncio.create_task(service._command("sleep", "1000"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not [pid for pid in own if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
+
+
 @pytest.mark.parametrize("compression", COMPRESSORS)
 async def test_load_unpacks_a_docker_archive_and_has_its_images_recorded(
     bus: Bus, settings: Settings, images: ImageService, lifecycle: Lifecycle, compression: str

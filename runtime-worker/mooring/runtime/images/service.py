@@ -433,10 +433,13 @@ def digests_of(image: ImageRecord) -> set[str]:
 
 
 async def _command(*arguments: str) -> int:
-    process = await asyncio.create_subprocess_exec(*arguments, stderr=DEVNULL)
+    creating = asyncio.create_task(asyncio.create_subprocess_exec(*arguments, stderr=DEVNULL))
     try:
+        process = await asyncio.shield(creating)
         return await process.wait()
     finally:
+        # Given up while it was being created, it is there all the same.
+        process = await creating
         if process.returncode is None:
             process.kill()
             await process.wait()
