@@ -158,6 +158,19 @@ def test_a_terminal_of_an_exec_goes_on(docker: Engine) -> None:
     assert terminal.end() == 9
 
 
+def test_following_what_has_ended_comes_to_its_end(docker: Engine) -> None:
+    """Who follows can't know that the run is over already."""
+    docker.docker("run", "-d", "--name", "over", "bb", "seq", "1", "500000")
+    docker.docker("wait", "over")
+    client = docker.popen("logs", "-f", "over")
+    assert client.stdout is not None
+    first = client.stdout.readline()
+    old = docker.kill("gateway")
+    docker.back("gateway", old)
+    code, out = finished(client)
+    assert (first + out).split() == [str(n) for n in range(1, 500_001)] and code == 0
+
+
 def test_stats_go_on(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "box", "bb", "sleep", "1000")
     client = docker.popen("stats", "--format", "{{.Name}} {{.PIDs}}", "box")

@@ -53,8 +53,8 @@ class LogRoutes:
         if record.host_config.log_config.type == "none":
             raise NotSupported("configured logging driver does not support reading")
         tty = record.config.tty
-        follow = query.flag(request, "follow") and _goes_on(record, until_ns)
-        opened = _open(record, tail, since_ns, follow=follow)
+        followed = query.flag(request, "follow")
+        opened = _open(record, tail, since_ns, follow=followed and _goes_on(record, until_ns))
         plan = OutputPlan(
             kind="logs",
             node=record.node,
@@ -73,7 +73,8 @@ class LogRoutes:
         async with open_log(engine.bus, record.node, opened) as reading:
             if opened.offset == 0 and reading.offset > 0:
                 formatter.cut_first_line()
-            if follow:
+            if followed:
+                # Also of a run that has ended meanwhile: who follows counts on the end.
                 beginning = Beginning(plan, formatter.state(reading.offset))
                 await _answer(await request.answer(kind, beginning), reading, formatter, plan)
             else:
