@@ -143,6 +143,30 @@ def test_a_container_is_disconnected_through_a_kill(docker: Engine, point: str) 
     docker.docker("network", "rm", "mine")
 
 
+def asked_at_once(docker: Engine, path: str, body: dict[str, str]) -> list[int]:
+    """What four of the same request are answered that come before the worker carries one out."""
+    worker = docker.pids()["runtime"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(docker.api, "POST", path, body) for _ in range(4)]
+            until("all wait", lambda: all(one.running() for one in asked))
+            os.kill(worker, signal.SIGCONT)
+            return sorted(one.result().status for one in asked)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_a_change_of_a_network_waits_for_the_one_under_way(docker: Engine) -> None:
+    """What is answered to it depends on how that ends."""
+    docker.docker("network", "create", "mine")
+    docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
+    for change, refused in (("connect", 403), ("disconnect", 500)):
+        statuses = asked_at_once(docker, f"/networks/mine/{change}", {"Container": "web"})
+        assert statuses == [200, *[refused] * 3]
+        assert on(docker, "web") == {"bridge", *(["mine"] if change == "connect" else [])}
+
+
 @pytest.mark.parametrize("point", ["runtime.network.claimed", "runtime.start.sandbox",
                                    "runtime.start.prepared", "lifecycle.start.hosted"])  # fmt: skip
 def test_a_start_on_a_network_survives_a_kill(docker: Engine, point: str) -> None:

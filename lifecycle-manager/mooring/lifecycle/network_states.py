@@ -19,6 +19,10 @@ from .states import REMOVE_LIMIT, START_LIMIT, TOMBSTONE_AGE, Claim, advance
 _AT_REST: dict[str, object] = {"owner": "", "deadline_ns": 0}
 
 
+class UnderWay(Conflict):
+    """A change that another command began has not ended."""
+
+
 def network_event(record: NetworkRecord, action: str, event_id: str, time_ns: int) -> Event:
     """`create` or `destroy` of a network."""
     return Event(
@@ -123,7 +127,7 @@ def claim_rewiring(record: ContainerRecord, name: str, wanted: Rewiring) -> Cont
     if name in record.rewiring:
         if record.rewiring[name].command == wanted.command:
             return record
-        raise Conflict(f"another change of network {name} of container {record.name} is under way")
+        raise UnderWay(f"another change of network {name} of container {record.name} is under way")
     return record.model_copy(update={"rewiring": {**record.rewiring, name: wanted}})
 
 

@@ -8,6 +8,7 @@ carries it out again.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from mooring.kit import endpoints, faults
 from mooring.kit.errors import (
@@ -48,6 +49,10 @@ _SHARED = (
 )
 
 
+_SETTLED_SECONDS = 20.0
+"""How long a change of a network waits for the one before it, of another command."""
+
+
 class WiringHandlers:
     """connect, disconnect."""
 
@@ -64,11 +69,12 @@ class WiringHandlers:
         if (done := await self._again(row, request.request_id)) is not None:
             return done
         network = (await self._networks.resolve(request.network)).record
-        check_connect(row.record, network, request.settings)
         wanted = Rewiring(
             settings=request.settings, network_id=network.id, command=request.request_id
         )
-        return await self._change(row, network.name, wanted)
+        return await self._in_turn(
+            row, network.name, wanted, lambda r: check_connect(r, network, request.settings)
+        )
 
     async def disconnect(self, request: DisconnectNetwork) -> Done:
         """Disconnect a container from a network."""
@@ -81,11 +87,39 @@ class WiringHandlers:
             if request.force:
                 raise NotFound(f"endpoint {request.container} not found") from None
             raise
-        if (done := await self._again(row, request.request_id)) is not None:
-            return done
-        check_disconnect(row.record, name)
         wanted = Rewiring(command=request.request_id, force=request.force)
-        return await self._change(row, name, wanted)
+        return await self._in_turn(row, name, wanted, lambda r: check_disconnect(r, name))
+
+    async def _in_turn(
+        self,
+        row: Row[ContainerRecord],
+        name: str,
+        wanted: Rewiring,
+        check: Callable[[ContainerRecord], None],
+    ) -> Done:
+        """Make a change as soon as none of another command is under way: what is refused depends
+        on how that ends. Not held while it waits: `look` finishes what a killed replica began."""
+        engine, settled = self._engine, True
+        while True:
+            if (done := await self._again(row, wanted.command)) is not None:
+                return done
+            if name in row.record.rewiring:
+                try:
+                    await engine.containers.until(
+                        row.key, lambda r: r is None or name not in r.rewiring, _SETTLED_SECONDS
+                    )
+                except TimeoutError:
+                    settled = False
+                row = engine.containers.get(row.key) or row
+                if settled:
+                    continue
+            check(row.record)
+            try:
+                return await self._change(row, name, wanted)
+            except network_states.UnderWay:
+                if not settled:
+                    raise
+                row = await engine.containers.fetch(row.key)
 
     async def _again(self, row: Row[ContainerRecord], command: str) -> Done | None:
         """What to answer to a command that was carried out, or begun, before."""
