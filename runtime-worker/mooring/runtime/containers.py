@@ -309,7 +309,8 @@ class Containers:
         """The run if it was started before; what was left half-made of it is undone first."""
         if self._parts.reaper.was_removed(id_):
             raise NotFound(f"No such container: {id_}")
-        for other in self._runs.of(id_):
+        # The last one first: one that goes on has the cgroup that those before it had.
+        for other in reversed(self._runs.of(id_)):
             found = self._runs.find(id_, other)
             if found is None:
                 self._runs.forget(id_, other)

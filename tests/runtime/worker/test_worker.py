@@ -207,3 +207,21 @@ async def test_a_killed_launcher_is_started_again(worker: Worker) -> None:
     await asyncio.gather(*map(worker.run, records))
     assert Path(f"/proc/{started.pid}").exists()
     assert worker.deaths == 0
+
+
+async def test_a_repeated_start_spares_the_run_that_has_the_cgroup_of_the_one_before(
+    worker: Worker,
+) -> None:
+    record = worker.record("/bin/sleep", "1000")
+    await worker.run(record)
+    await worker.kill_container(record.id)
+    # Nobody has released it: its directory, with the name of the cgroup, is still there.
+    begun = await worker.run(record, run=2)
+    assert worker.run_directory(record.id).exists()
+    again = await worker.run(record, run=2)
+    assert again.pid == begun.pid
+    assert not (worker.run_directory(record.id, 2) / "exit.json").exists()
+    assert "sleep" in Path(f"/proc/{begun.pid}/cmdline").read_text()
+    await worker.kill_container(record.id, 2)
+    await worker.release(record.id, 2)
+    await worker.remove(record.id)
