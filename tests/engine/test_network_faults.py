@@ -143,6 +143,20 @@ def test_a_container_is_disconnected_through_a_kill(docker: Engine, point: str) 
     docker.docker("network", "rm", "mine")
 
 
+def test_a_new_name_is_told_to_the_networks_though_nobody_asks_again(docker: Engine) -> None:
+    docker.docker("network", "create", "mine")
+    made = docker.out("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
+    arm(docker, "lifecycle.rename.recorded")
+    client = docker.popen("rename", "web", "shop")
+    until("the name is recorded", lambda: fired(docker, "lifecycle.rename.recorded"))
+    old = docker.kill("gateway")
+    docker.back("gateway", old)
+    client.communicate(timeout=60)
+    stored = docker.run / "shims" / f"{made}.1" / "network.msgpack"
+    until("its networks know it", lambda: b"shop" in stored.read_bytes())
+    assert on(docker, "shop") == {"mine"}
+
+
 def asked_at_once(docker: Engine, path: str, body: dict[str, str]) -> list[int]:
     """What four of the same request are answered that come before the worker carries one out."""
     worker = docker.pids()["runtime"]

@@ -157,11 +157,14 @@ class Life(Client):
     def renamed(self, name: str) -> None:
         new = f"{name}-b" if self.called == name else name
         path = f"/containers/{self.called}/rename?name={new}"
-        self.asker.ask("POST", path, [204], again=[404, 400, 409])
+        _, broken = self.asker.ask("POST", path, [204], again=[404, 400, 409])
         old, self.called = self.called, new
         self.acts.append("rename ")
         self.asker.ask("GET", f"/containers/{old}/json", [404])
-        if not self.resolve(new):
+        if broken:
+            # Whoever was to tell its networks may have been killed: they learn it in a moment.
+            self.asker.calm(f"{new} has an address", lambda: self.resolve(new))
+        elif not self.resolve(new):
             raise Torn(f"{new} has no address")
 
     def joined(self, name: str) -> None:

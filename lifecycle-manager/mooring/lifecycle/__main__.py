@@ -53,7 +53,6 @@ async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconci
     """Answer every command and take in facts; returns what has to be run besides."""
     volumes = VolumeHandlers(engine)
     endings = Endings(engine, volumes)
-    containers = ContainerHandlers(engine, volumes)
     running = RunningHandlers(engine, endings)
     removal = RemovalHandlers(engine, endings)
     execs = ExecHandlers(engine)
@@ -62,6 +61,7 @@ async def serve(bus: Bus, engine: Engine, pools: str = DEFAULT_POOLS) -> Reconci
     image_prune = ImagePrune(engine, images)
     networks = NetworkHandlers(engine, pools)
     wiring = WiringHandlers(engine, networks, running)
+    containers = ContainerHandlers(engine, volumes, wiring)
     facts = Facts(engine, endings, execs, networks)
     await networks.predefined()
     group = subjects.LIFECYCLE_GROUP

@@ -22,7 +22,7 @@ from mooring.kit.models.container import (
 )
 from mooring.kit.models.host import HostStart
 from mooring.kit.models.image import ImageRecord
-from mooring.kit.models.network import EndpointSettings, HostRename, Progress
+from mooring.kit.models.network import EndpointSettings, Progress
 
 from . import states
 from .engine import Engine
@@ -36,6 +36,7 @@ from .placement import choose
 from .resolve import resolve
 from .states import SECOND
 from .volumes import VolumeHandlers
+from .wiring import WiringHandlers
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ _SHORT_ID = 12
 class ContainerHandlers:
     """create, rename, note."""
 
-    def __init__(self, engine: Engine, volumes: VolumeHandlers) -> None:
+    def __init__(self, engine: Engine, volumes: VolumeHandlers, wiring: WiringHandlers) -> None:
         self._engine = engine
         self._volumes = volumes
+        self._wiring = wiring
 
     async def create(self, request: CreateContainer) -> ContainerCreated:
         """Create a container; NotFound for the image, Conflict for the name."""
@@ -205,7 +207,7 @@ class ContainerHandlers:
         if row.record.command_id == request.request_id:
             # Renamed by this very request, and the replica died before it gave the name back.
             await engine.names.release(request.container.removeprefix("/"), row.key)
-            await self._tell_host(row.record)
+            await self._wiring.tell_name(row)
             return Done(revision=row.revision)
         if not new:
             raise InvalidParameter("Neither old nor new names may be empty")
@@ -225,19 +227,8 @@ class ContainerHandlers:
             )
             faults.point("lifecycle.rename.recorded")
             await engine.names.release(old, row.key)
-            await self._tell_host(row.record)
+            await self._wiring.tell_name(row)
         return Done(revision=row.revision)
-
-    async def _tell_host(self, record: ContainerRecord) -> None:
-        """A container that runs is found on its networks by its new name."""
-        if not record.pid or not any(p.dns_names for p in record.network.endpoints.values()):
-            return
-        request = HostRename(id=record.id, run=record.run, name=record.name)
-        try:
-            await self._engine.hosts.rename(record.node, request)
-        except EngineError as exc:
-            # It has its new name; its networks learn it at the next start at the latest.
-            logger.warning("the networks of %s do not know its name: %s", record.name, exc)
 
     async def note(self, request: NoteContainer) -> Done:
         """Publish an event that changes no state; answers when it is stored."""

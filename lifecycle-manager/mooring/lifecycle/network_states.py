@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mooring.kit import endpoints
 from mooring.kit.errors import Conflict, EngineError, Forbidden
 from mooring.kit.models.container import ContainerRecord, Event, State
 from mooring.kit.models.network import (
@@ -159,6 +160,21 @@ def rewired(
     if wanted.settings is None and before is not None and after is None:
         happenings.append(NetworkHappening("disconnect", name, before.network_id, before.driver))
     return advance(changed, now, *happenings, network=host)
+
+
+def is_misnamed(record: ContainerRecord) -> bool:
+    """Whether a container that runs is found on its networks by a name that it had before."""
+    return bool(record.pid) and any(
+        point.dns_names and point.dns_names[0] != record.name
+        for point in record.network.endpoints.values()
+    )
+
+
+def named(record: ContainerRecord, run: int, name: str) -> ContainerRecord:
+    """The networks of a run know this name."""
+    if record.run != run or not record.pid:
+        return record
+    return record.model_copy(update={"network": endpoints.known_as(record.network, name)})
 
 
 def with_network(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mooring.kit import endpoints
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, NotModified
 from mooring.kit.models.container import ContainerRecord, Health, NetworkState, State
 from mooring.kit.models.host import HostStarted
@@ -318,7 +317,10 @@ def thawed(record: ContainerRecord, now: int) -> ContainerRecord:
 def renamed(
     record: ContainerRecord, claim: Claim, name: str, name_revision: int
 ) -> ContainerRecord:
-    """Under its new name, which is claimed already."""
+    """Under its new name, which is claimed already.
+
+    The networks of one that runs have yet to be told: see network_states.is_misnamed.
+    """
     if record.state in (State.REMOVING, State.REMOVED):
         raise NotFound(f"No such container: {record.name}")
     return advance(
@@ -327,7 +329,6 @@ def renamed(
         ("rename", {"oldName": f"/{record.name}"}),
         name=name,
         name_revision=name_revision,
-        network=endpoints.renamed(record.network, record.name, name),
         command_id=claim.command,
     )
 

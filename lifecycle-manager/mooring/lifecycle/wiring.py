@@ -8,6 +8,7 @@ carries it out again.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 
 from mooring.kit import endpoints, faults
@@ -27,6 +28,7 @@ from mooring.kit.models.network import (
     EndpointSettings,
     HostConnect,
     HostDisconnect,
+    HostRename,
     NetworkRecord,
     Rewiring,
 )
@@ -37,6 +39,8 @@ from .networks import NetworkHandlers
 from .resolve import resolve
 from .running import RunningHandlers
 from .table import Row
+
+logger = logging.getLogger(__name__)
 
 _HOST = "container cannot be disconnected from host network or connected to host network"
 _NONE = (
@@ -184,15 +188,37 @@ class WiringHandlers:
         faults.point("lifecycle.rewire.recorded")
         return row
 
+    async def tell_name(self, row: Row[ContainerRecord]) -> None:
+        """Have a container that was renamed found by its name, and note that it is."""
+        engine, record = self._engine, row.record
+        if not network_states.is_misnamed(record):
+            return
+        request = HostRename(id=record.id, run=record.run, name=record.name)
+        try:
+            await engine.hosts.rename(record.node, request)
+        except EngineError as exc:
+            # It has its new name; `look` tells its networks as long as it runs.
+            logger.warning("the networks of %s do not know its name: %s", record.name, exc)
+            return
+        await engine.containers.change(
+            row.key, lambda r: network_states.named(r, request.run, request.name)
+        )
+
     async def look(self) -> None:
         """Finish the changes that nobody carries out any more."""
         engine = self._engine
         for row in engine.containers.rows():
+            if network_states.is_misnamed(row.record) and not engine.is_held(row.key):
+                engine.tasks.spawn(self._tell_name_held(row), f"name {row.key[:12]}")
             for name, wanted in row.record.rewiring.items():
                 if engine.is_held(row.key):
                     break
                 if await engine.abandoned(wanted.owner, row.key):
                     engine.tasks.spawn(self._finish_held(row, name), f"rewire {row.key[:12]}")
+
+    async def _tell_name_held(self, row: Row[ContainerRecord]) -> None:
+        with self._engine.holding(row.key):
+            await self.tell_name(self._engine.containers.get(row.key) or row)
 
     async def _finish_held(self, row: Row[ContainerRecord], name: str) -> None:
         with self._engine.holding(row.key):

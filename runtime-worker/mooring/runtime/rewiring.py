@@ -94,10 +94,8 @@ class Rewiring:
         async with self._locks.hold(request.id):
             run = self._live(request.id, request.run)
             state = read_state(run.directory)
-            # The name comes first among those of an endpoint.
-            old = next((p.dns_names[0] for p in state.endpoints.values() if p.dns_names), "")
-            if old and old != request.name:
-                state = endpoints.renamed(state, old, request.name)
+            before, state = state, endpoints.known_as(state, request.name)
+            if state != before:
                 replace(f"{run.directory}/{NETWORK}", state.pack())
             await self._networks.renamed(f"{request.id}.{request.run}", state)
             return HostWired(network=state)

@@ -181,11 +181,11 @@ def interface_name(settings: EndpointSettings) -> str:
     return (settings.driver_opts or {}).get(_INTERFACE, "")
 
 
-def renamed(state: NetworkState, old: str, new: str) -> NetworkState:
-    """The state of a container that is found by another name."""
+def known_as(state: NetworkState, name: str) -> NetworkState:
+    """The state of a container that is found by this name, which comes first among its names."""
     points = {}
     for network, point in state.endpoints.items():
-        names = [new if name == old else name for name in point.dns_names]
+        names = [name, *point.dns_names[1:]] if point.dns_names else []
         points[network] = point.model_copy(update={"dns_names": list(dict.fromkeys(names))})
     return state.model_copy(update={"endpoints": points})
 
