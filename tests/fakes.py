@@ -73,6 +73,7 @@ class FakeHost:
     volumes: set[str] = field(default_factory=set)
     volume_refusal: EngineError | None = None
     failure: HostStarted | None = None
+    reports: int = 0
     exits_at_once: bool = False
     ignores_signals: bool = False
     on_start: Callable[[HostStart], None] | None = None
@@ -230,6 +231,7 @@ class FakeHost:
 
     async def report(self, request: Request) -> Report:
         """What there is."""
+        self.reports += 1
         return Report(
             containers=[
                 RunTruth(

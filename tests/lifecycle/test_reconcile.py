@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -152,6 +153,33 @@ async def test_the_end_of_a_run_waits_for_the_end_of_the_one_before(
     assert await client.actions(5) == ["create", "start", "die", "start", "die"]
     found = await client.record(container)
     assert (found.state, found.run, found.exit_code) == (EXITED, 2, 2)
+
+
+async def test_a_stop_waits_for_what_is_told_of_the_runs_before_the_last(
+    client: Client, host: FakeHost, lifecycle: Replica
+) -> None:
+    """The host tells of the last run only: each of those before has a `die` of its own."""
+    container = await client.create("web", restart_policy={"name": "always"})
+    await client.start("web")
+    await host.exit(container, 5, restarting=True)
+    await client.until(container, State.RESTARTING)
+    host.runs[container].run = 3
+    before = host.reports
+    stopping = asyncio.create_task(client.stop("web"))
+    async with asyncio.timeout(20):
+        while host.reports == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    for run in (2, 3):
+        now = time.time_ns()
+        fact = ContainerExited(
+            node="node1", time_ns=now, id=container, run=run, exit_code=5,
+            started_ns=now, finished_ns=now, restarting=run == 2,
+        )  # fmt: skip
+        subject = subjects.fact("node1", subjects.FACT_EXITED)
+        await client.bus.publish_durable(subject, fact, msg_id=f"end of {run}")
+    await stopping
+    told = ["create", *["start", "die"] * 3, "stop"]
+    assert await client.actions(len(told)) == told
 
 
 async def test_a_later_run_in_a_report_waits_for_what_the_facts_say_of_the_one_before(

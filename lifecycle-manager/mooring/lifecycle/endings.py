@@ -102,11 +102,15 @@ class Endings:
     async def ask(self, record: ContainerRecord) -> None:
         """Ask the host about one container, and record an exit that was missed.
 
-        That the host knows nothing proves nothing: the fact may be on its way.
+        That the host knows nothing proves nothing: the fact may be on its way. So are those about
+        the runs before the last one, which the host tells nothing of: they come first.
         """
         report = await self._engine.hosts.report(record.node)
         truth = next((t for t in report.containers if t.id == record.id), None)
-        if truth is not None and not truth.running:
+        row = self._engine.containers.get(record.id)
+        seen = row.record if row else record
+        skips = truth is not None and truth.run > seen.run + (not seen.pid)
+        if truth is not None and not truth.running and not skips:
             await self.apply(record.id, exit_of(truth))
 
     # --- removing ---

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 
 from mooring.kit import faults, signals
+from mooring.kit.consumers import ACK_WAIT
 from mooring.kit.endpoints import parse_link
 from mooring.kit.errors import EngineError, InvalidParameter, NotFound, NotModified, Unavailable
 from mooring.kit.models.base import Done
@@ -37,6 +38,8 @@ _DEFAULT_SIGNAL = 15
 _DEFAULT_TIMEOUT = 10
 _EXIT_WAIT = 10.0
 """Seconds that a fact may take from a host that says that the container has exited."""
+_FACTS_WAIT = ACK_WAIT + _EXIT_WAIT
+"""The same for several, of which a replica that was killed may have had the first in hand."""
 
 
 class RunningHandlers:
@@ -211,7 +214,7 @@ class RunningHandlers:
         faults.point("lifecycle.stop.hosted")
         if last > record.run:
             # Started by its policy before the stop came to it: what is told of it comes first.
-            await self._endings.wait(row, lambda r: r.run >= last and not r.pid, _EXIT_WAIT)
+            await self._endings.wait(row, lambda r: r.run >= last and not r.pid, _FACTS_WAIT)
         return await self._until_stopped(row.key)
 
     async def _until_stopped(self, key: str) -> Row[ContainerRecord]:
