@@ -324,6 +324,9 @@ class Containers:
                 if (executed := await until_executed(found)) is not None:
                     return executed
                 await self._undo(id_, run, cgroup)
+            elif other > run and (before := self._runs.find(id_, run)) and before.executed:
+                # Its policy has started it again since: the start that is asked for again was done.
+                return before
             elif found.stage is Stage.LIVE:
                 raise Conflict(f"container {id_} is running (run {other})")
             elif other > run:

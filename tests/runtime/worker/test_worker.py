@@ -225,3 +225,18 @@ async def test_a_repeated_start_spares_the_run_that_has_the_cgroup_of_the_one_be
     await worker.kill_container(record.id, 2)
     await worker.release(record.id, 2)
     await worker.remove(record.id)
+
+
+async def test_a_repeated_start_of_a_run_that_was_followed_by_another_is_answered(
+    worker: Worker,
+) -> None:
+    record = worker.record("true", host={"restart_policy": {"name": "always"}})
+    begun = await worker.run(record)
+    await worker.exited(record.id)
+    await worker.restart(record.id, 2)
+    again = await worker.run(record)
+    assert (again.pid, again.started_ns) == (begun.pid, begun.started_ns)
+    await worker.exited(record.id, 2)
+    assert (await worker.run(record)).pid == begun.pid
+    await worker.release(record.id, 2)
+    await worker.remove(record.id)
