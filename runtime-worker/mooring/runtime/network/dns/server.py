@@ -6,6 +6,7 @@ worker says that one has changed: names work while the bus, the worker or the ga
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import logging
@@ -58,10 +59,15 @@ class _Resolver:
     def _arrived(self) -> None:
         for _ in range(_TURN):
             try:
-                packet, client = self._datagrams.recvfrom(65535)
+                packet, client = self._datagrams.recvfrom(65535, socket.MSG_PEEK)
             except OSError:
                 return
-            self._server.ask(self._holder, packet, functools.partial(self._send, client))
+            try:
+                self._server.ask(self._holder, packet, functools.partial(self._send, client))
+            finally:
+                # Only now: should this process be killed first, the next one is asked the same.
+                with contextlib.suppress(OSError):
+                    self._datagrams.recv(1)
 
     def _send(self, client: tuple[str, int], data: bytes) -> None:
         try:
