@@ -198,6 +198,7 @@ class Box:
         entering = container.enter(running, values, (stdio, stdio, stdio), None)
         if entering is None:
             return None
+        entering.go()
         select.select([entering.channel], [], [])
         if not entering.executed():
             return None
