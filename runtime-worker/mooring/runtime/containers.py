@@ -242,7 +242,8 @@ class Containers:
                 warnings=made.prepared.warnings,
             )
         except BaseException:
-            await self._undo(id_, run, made.prepared.cgroup)
+            # Its process as well, if the start had not come to that yet (a full disk).
+            await self._take_back(made)
             raise
         finally:
             made.sandbox.close()
