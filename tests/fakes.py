@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -325,3 +326,20 @@ class FakeHost:
         await self.bus.publish_durable(
             subjects.fact(self.node, subjects.FACT_EXEC_EXITED), fact, msg_id=f"{exec_id}.exited"
         )
+
+
+class FakeManager:
+    """Keeps descriptors as a process manager does."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+
+    def store(self, name: str, descriptor: int, *, poll: bool = True) -> None:
+        self.kept.setdefault(name, []).append(os.dup(descriptor))
+
+    def unstore(self, name: str) -> None:
+        for descriptor in self.kept.pop(name, []):
+            os.close(descriptor)
+
+    def stored(self) -> dict[str, list[int]]:
+        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}

@@ -13,24 +13,7 @@ from mooring.gateway.http.wire import HangupWatch
 from mooring.gateway.sessions.plans import Plan
 from mooring.gateway.sessions.store import Beginning, Sessions
 from mooring.gateway.sessions.wire import DurableWire
-
-
-class Manager:
-    """Keeps descriptors as a process manager does."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[int]] = {}
-
-    def store(self, name: str, descriptor: int) -> None:
-        self.kept.setdefault(name, []).append(os.dup(descriptor))
-
-    def unstore(self, name: str) -> None:
-        for descriptor in self.kept.pop(name, []):
-            os.close(descriptor)
-
-    def stored(self) -> dict[str, list[int]]:
-        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}
-
+from tests.fakes import FakeManager
 
 Pair = Callable[[], tuple[socket.socket, socket.socket]]
 
@@ -51,8 +34,8 @@ def client() -> Iterator[Pair]:
 
 
 @pytest.fixture
-def manager() -> Manager:
-    return Manager()
+def manager() -> FakeManager:
+    return FakeManager()
 
 
 async def carried_on(sessions: Sessions) -> list[str]:
@@ -68,7 +51,7 @@ async def carried_on(sessions: Sessions) -> list[str]:
 
 
 async def test_a_session_that_begins_before_the_old_ones_are_resumed_is_left_alone(
-    manager: Manager, client: Pair
+    manager: FakeManager, client: Pair
 ) -> None:
     """It had been taken for one whose client had gone: its slot was given away a second time, and
     one client got another's bytes."""
@@ -90,7 +73,7 @@ async def test_a_session_that_begins_before_the_old_ones_are_resumed_is_left_alo
 
 
 async def test_pipes_that_were_kept_by_half_are_not_mixed_with_new_ones(
-    manager: Manager, client: Pair
+    manager: FakeManager, client: Pair
 ) -> None:
     Sessions(manager, HangupWatch())
     reading, writing = os.pipe()

@@ -13,25 +13,13 @@ from mooring.kit.errors import NotSupported
 from mooring.shim.commands import _stage
 from mooring.shim.keeping import Keeping, Key, Nobody
 from mooring.shim.runs import Container, Run
+from tests.fakes import FakeManager
 
 from .fakes import CONTAINER
 
 
-class Manager(Nobody):
-    """Keeps descriptors."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[int]] = {}
-
-    def store(self, name: str, descriptor: int, *, poll: bool = True) -> None:
-        self.kept.setdefault(name, []).append(os.dup(descriptor))
-
-    def unstore(self, name: str) -> None:
-        for descriptor in self.kept.pop(name, []):
-            os.close(descriptor)
-
-    def stored(self) -> dict[str, list[int]]:
-        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}
+class Manager(FakeManager, Nobody):
+    """Keeps descriptors, and has no listeners."""
 
 
 class Shim:
