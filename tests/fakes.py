@@ -70,6 +70,7 @@ class FakeHost:
     signals: list[tuple[str, int]] = field(default_factory=list)
     starts: list[HostStart] = field(default_factory=list)
     execs: dict[str, ExecStarted] = field(default_factory=dict)
+    prepared_execs: list[HostExec] = field(default_factory=list)
     refusal: EngineError | None = None
     volumes: set[str] = field(default_factory=set)
     volume_refusal: EngineError | None = None
@@ -112,6 +113,7 @@ class FakeHost:
             (subjects.agent(self.node, subjects.AGENT_KILL), HostKill, self.kill),
             (subjects.agent(self.node, subjects.AGENT_PAUSE), HostContainer, self.pause),
             (subjects.agent(self.node, subjects.AGENT_UNPAUSE), HostContainer, self.unpause),
+            (subjects.agent(self.node, subjects.AGENT_EXEC_PREPARE), HostExec, self.prepare_exec),
             (subjects.agent(self.node, subjects.AGENT_EXEC_START), HostExec, self.exec),
             (subjects.agent(self.node, subjects.AGENT_REPORT), Request, self.report),
         ]
@@ -221,6 +223,11 @@ class FakeHost:
     async def unpause(self, request: HostContainer) -> Done:
         """Thaw."""
         self.runs[request.id].paused = False
+        return Done()
+
+    async def prepare_exec(self, request: HostExec) -> Done:
+        """It is likely to be started."""
+        self.prepared_execs.append(request)
         return Done()
 
     async def exec(self, request: HostExec) -> ExecStarted:

@@ -151,6 +151,25 @@ def test_exec_has_output_exit_code_and_stdin(docker: Engine) -> None:
     assert "executable file not found" in missing.stderr + missing.stdout
 
 
+def _exec_made(docker: Engine, *command: str) -> str:
+    body = {"AttachStdout": True, "Cmd": [*command]}
+    reply = docker.api("POST", "/containers/web/exec", body)
+    return str(reply.json["Id"])
+
+
+def test_an_exec_that_nobody_starts_is_not_there(docker: Engine) -> None:
+    docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
+    for _ in range(3):
+        _exec_made(docker, "touch", "/executed")
+        assert len(docker.out("top", "web").splitlines()) == 2
+    docker.docker("pause", "web")
+    docker.docker("unpause", "web")
+    made = _exec_made(docker, "touch", "/executed")
+    assert docker.docker("exec", "web", "ls", "/executed", check=False).stdout == ""
+    docker.docker("kill", "web")
+    assert docker.api("GET", f"/exec/{made}/json").json["Running"] is False
+
+
 def test_exec_with_a_terminal(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
     terminal = Terminal(docker, "exec", "-it", "web", "sh")

@@ -58,6 +58,19 @@ async def test_an_exec_lives_and_its_events_come_in_order(client: Client, host: 
     assert events[0].attributes["name"] == "web"
 
 
+async def test_its_host_is_told_of_it_before_it_is_started(client: Client, host: FakeHost) -> None:
+    container = await client.create("web")
+    await client.start("web")
+    request = CreateExec(container="web", config=ExecConfig(cmd=["sh"], tty=True))
+    await client.bus.request(subjects.EXEC_CREATE, request, ExecCreated)
+    exec_id = await create(client, "ls")
+    await start(client, exec_id)
+    # One with a terminal needs more than what can wait.
+    (prepared,) = host.prepared_execs
+    assert (prepared.id, prepared.run, prepared.exec_id) == (container, 1, exec_id)
+    assert prepared.config.cmd == ["ls"]
+
+
 async def test_an_exec_needs_a_running_container(client: Client) -> None:
     container = await client.create("web")
     with pytest.raises(Conflict, match=f"container {container} is not running"):

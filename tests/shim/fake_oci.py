@@ -131,7 +131,7 @@ class Process:
         self.pid, self.pidfd, self.master = pid, pidfd, master
 
 
-def enter(*_: object) -> None:
+def enter(*_: object, early: bool = False) -> None:
     """There is no machine here."""
 
 

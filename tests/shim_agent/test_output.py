@@ -194,6 +194,28 @@ async def test_the_output_of_an_exec_may_be_opened_before_it_starts(
     await until(lambda: any(op["op"] == "exec_forget" for op in one.ops))
 
 
+async def test_a_shim_prepares_what_it_is_asked_for_later(
+    agent: Agent, bus: Bus, settings: Settings, shim: Shims
+) -> None:
+    one = shim().start()
+    await until(lambda: CONTAINER in agent.containers)
+    subject = subjects.agent(settings.node_id, subjects.AGENT_EXEC_PREPARE)
+    request = HostExec(id=CONTAINER, run=1, exec_id="e1", config=ExecConfig(cmd=["ls"]))
+    await bus.publish(subject, request)
+    await bus.publish(subject, request.model_copy(update={"run": 2, "exec_id": "e2"}))
+    await start_exec(bus, settings)
+    await bus.publish(subject, request)
+    await start_exec(bus, settings, exec_id="e3")
+    asked = [op for op in one.ops if op["op"].startswith("exec")]
+    assert [(op["op"], op["exec"]) for op in asked] == [
+        ("exec_prepare", "e1"),
+        ("exec", "e1"),
+        ("exec", "e3"),
+    ]
+    same = ("process", "tty", "stdin", "output", "console_size")
+    assert [asked[0][key] for key in same] == [asked[1][key] for key in same]
+
+
 async def test_an_exec_that_nobody_reads_is_forgotten_at_once(
     agent: Agent, bus: Bus, settings: Settings, shim: Shims, facts: Facts
 ) -> None:

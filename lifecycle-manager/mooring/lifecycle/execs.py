@@ -11,6 +11,7 @@ from mooring.kit.execs import check_executable
 from mooring.kit.models.container import ContainerRecord, Event
 from mooring.kit.models.exec import (
     CreateExec,
+    ExecConfig,
     ExecCreated,
     ExecRecord,
     ExecStarted,
@@ -63,6 +64,12 @@ class ExecHandlers:
         record.outbox = [_event(container.record, record, 1, action, now)]
         # What happened to the container before goes out before.
         engine.events.push(container.key, container.record.outbox)
+        if not record.config.tty:
+            # It is likely to be started next: its process can wait for that.
+            likely = _host_exec(record, container.record.run, _attached(record.config))
+            engine.tasks.spawn(
+                engine.hosts.prepare_exec(record.node, likely), f"prepare {exec_id[:12]}"
+            )
         try:
             row = await engine.execs.create(exec_id, record)
         except Conflict:
@@ -110,8 +117,7 @@ class ExecHandlers:
 
     async def finish(self, row: Row[ExecRecord]) -> None:
         """Carry out a claimed start that was left; the host knows whether it began."""
-        config = row.record.config
-        detached = not (config.attach_stdout or config.attach_stderr or config.attach_stdin)
+        detached = not _attached(row.record.config)
         with self._engine.holding(row.key):
             await self._run(row, StartExec(exec_id=row.key, detach=detached))
 
@@ -120,20 +126,11 @@ class ExecHandlers:
         config = record.config
         if request.tty is not None and request.tty != config.tty:
             config = config.model_copy(update={"tty": request.tty})
+        asked = _host_exec(record, record.run, not request.detach).model_copy(
+            update={"config": config, "rows": request.rows, "columns": request.columns}
+        )
         try:
-            started = await engine.hosts.exec(
-                record.node,
-                HostExec(
-                    request_id=f"{record.command_id}.exec",
-                    id=record.container,
-                    run=record.run,
-                    exec_id=record.id,
-                    config=config,
-                    attach=not request.detach,
-                    rows=request.rows,
-                    columns=request.columns,
-                ),
-            )
+            started = await engine.hosts.exec(record.node, asked)
         except Unavailable:
             raise
         except EngineError:
@@ -194,6 +191,21 @@ class ExecHandlers:
                 await self._engine.execs.delete(exec_id)
                 self._engine.events.forget(exec_id)
                 return
+
+
+def _attached(config: ExecConfig) -> bool:
+    return config.attach_stdout or config.attach_stderr or config.attach_stdin
+
+
+def _host_exec(record: ExecRecord, run: int, attach: bool) -> HostExec:
+    return HostExec(
+        request_id=f"{record.command_id}.exec",
+        id=record.container,
+        run=run,
+        exec_id=record.id,
+        config=record.config,
+        attach=attach,
+    )
 
 
 def _over(record: ExecRecord | None) -> bool:

@@ -101,6 +101,10 @@ class Hosts:
         """Change a restart policy."""
         await self._bus.request(subjects.agent(node, subjects.AGENT_POLICY), request, Done)
 
+    async def prepare_exec(self, node: str, request: HostExec) -> None:
+        """Tell the host of an exec that is likely to be started. Nothing depends on it."""
+        await self._bus.publish(subjects.agent(node, subjects.AGENT_EXEC_PREPARE), request)
+
     async def exec(self, node: str, request: HostExec) -> ExecStarted:
         """Start a further process."""
         subject = subjects.agent(node, subjects.AGENT_EXEC_START)

@@ -43,6 +43,7 @@ class Supervisor:
         self._stopping = False
         self._started = time.time()
         self._written = ""
+        self._seen: tuple[bool, list[tuple[int, State, int]]] | None = None
         self._buffers: dict[socket.socket, bytes] = {}
         self._cleanup = contextlib.ExitStack()
         self._hear: Callable[[], None] = lambda: None
@@ -278,6 +279,11 @@ class Supervisor:
 
     def _record(self) -> None:
         """Keep supervisor.json true: by it, our successor finds what we leave if we are killed."""
+        # Most of what wakes us changes nothing of it, and happens while somebody waits for a start.
+        states = [(child.pid, child.state, child.restarts) for child in self._children]
+        if (seen := (self._stopping, states)) == self._seen:
+            return
+        self._seen = seen
         content = self.describe()
         for service in content["services"]:
             del service["uptime"], service["status"], service["stored"]

@@ -124,7 +124,7 @@ class Agent:
                 self._work.start(self._commands.forget(request), name=f"forget {container.id}")
 
     async def _serve(self) -> None:
-        commands = self._commands
+        commands, joining = self._commands, self._joining
         await asyncio.gather(
             self._bus.serve(self._name(subjects.AGENT_STOP), HostStop, commands.stop),
             self._bus.serve(self._name(subjects.AGENT_KILL), HostKill, commands.kill),
@@ -137,7 +137,8 @@ class Agent:
             self._bus.serve(self._name(subjects.AGENT_FORGET), HostContainer, commands.forget),
             self._bus.serve(self._name(subjects.AGENT_TOP), HostTop, self._top.list),
             self._bus.serve(self._name(subjects.AGENT_STATS), HostContainer, self._stats.sample),
-            self._bus.serve(self._name(subjects.AGENT_EXEC_START), HostExec, self._joining.start),
+            self._bus.serve(self._name(subjects.AGENT_EXEC_START), HostExec, joining.start),
+            self._bus.serve(self._name(subjects.AGENT_EXEC_PREPARE), HostExec, joining.prepare),
             self._bus.serve(self._name(subjects.AGENT_REPORT), Request, self._truth.report),
             self._bus.serve(self._name(subjects.AGENT_RENEW), RenewShims, self.renewal.renew),
             serve_downloads(

@@ -75,14 +75,13 @@ class Exec:
         self.recorder: Recorder | None = None
         self.input = Input(loop, -1, True)
 
-    def open(self, wants_input: bool, wants_output: bool) -> Streams:
-        """Make the directory, the log and the streams."""
+    def open(self, wants_output: bool) -> None:
+        """Make the directory, and the log if there is to be one."""
         os.makedirs(self.directory, 0o700, exist_ok=True)
         if wants_output:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
             log.begin_run(1)
             self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
-        return Streams(self.tty, wants_input, wants_output)
 
     def started(self, streams: Streams, pid: int, fds: dict[str, int], wants_input: bool) -> None:
         """The process runs: record it, read its output, wait for its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 
 from mooring.kit import capabilities, faults, log
 from mooring.kit.errors import Conflict, EngineError, InvalidParameter, Unavailable
+from mooring.kit.models.base import Done
 from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import HostExec
 
@@ -49,6 +51,18 @@ class Joining:
                 await self._start(run, entry, request)
             return ExecStarted(pid=entry.pid, error=entry.error, exit_code=_code_of(entry))
 
+    async def prepare(self, request: HostExec) -> Done:
+        """Have the process made that a start is likely to ask for; nothing depends on it."""
+        container = self._containers.find(request.id)
+        run = container.live if container is not None else None
+        if run is None or run.number != request.run or run.channel is None or run.paused:
+            return Done()
+        if request.exec_id not in run.execs and request.exec_id not in run.ended_execs:
+            # What is wrong with it is told to whoever starts it.
+            with contextlib.suppress(EngineError, OSError):
+                run.channel.tell("exec_prepare", **_fields(run, request))
+        return Done()
+
     async def _start(self, run: Run, entry: Exec, request: HostExec) -> None:
         if not request.attach:
             # Nobody will read what it prints: the shim drops it.
@@ -84,24 +98,28 @@ class Joining:
         return await self._ask(run, request)
 
     async def _ask(self, run: Run, request: HostExec) -> dict[str, Any]:
-        assert run.record is not None
-        if run.process is None:
-            with open(f"{run.record.bundle}/config.json", "rb") as file:
-                run.process = json.load(file)["process"]
-        size = [request.rows, request.columns] if request.rows and request.columns else None
+        fields = _fields(run, request)
         channel = await run.reach()
-        answer = await channel.request_with(
-            "exec",
-            hold=True,
-            exec=request.exec_id,
-            process=_described(run.process, request.config, run.record.init.pid),
-            tty=request.config.tty,
-            stdin=request.config.attach_stdin,
-            output=request.attach,
-            console_size=size,
-        )
+        answer = await channel.request_with("exec", hold=True, **fields)
         held.take_exec(run, request.exec_id, answer, answer["descriptors"])
         return answer
+
+
+def _fields(run: Run, request: HostExec) -> dict[str, Any]:
+    """What its shim is told of an exec."""
+    assert run.record is not None
+    if run.process is None:
+        with open(f"{run.record.bundle}/config.json", "rb") as file:
+            run.process = json.load(file)["process"]
+    size = [request.rows, request.columns] if request.rows and request.columns else None
+    return {
+        "exec": request.exec_id,
+        "process": _described(run.process, request.config, run.record.init.pid),
+        "tty": request.config.tty,
+        "stdin": request.config.attach_stdin,
+        "output": request.attach,
+        "console_size": size,
+    }
 
 
 def _described(process: dict[str, Any], config: ExecConfig, init_pid: int) -> dict[str, Any]:

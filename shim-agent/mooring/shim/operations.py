@@ -100,6 +100,8 @@ def _kill(shim: Shim, connection: Connection, request: Request, raw: bytes) -> N
 
 
 def _pause(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    # A frozen process can't even be buried, on cgroup v1.
+    shim.beginnings.abandon()
     shim.cgroup.freeze()
     connection.answer(request)
 
@@ -138,9 +140,16 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
             text = f"Container {shim.id} is paused, unpause the container before exec"
             raise Refusal("conflict", text)
         entry = Exec(shim.loop, ident, bool(request["tty"]), shim.exec_ended)
-        shim.begin_exec(entry, request, about_to)
+        shim.beginnings.begin(entry, request, about_to, lambda: shim.execs.pop(ident))
+        shim.execs[ident] = entry
     # Asked again, by an agent that did not hear the answer, it is the same exec.
     entry.when_started(answer)
+
+
+def _prepare_exec(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    ident = request["exec"]
+    if _is_exec(ident) and ident not in shim.execs and not shim.paused:
+        shim.beginnings.prepare(ident, request)
 
 
 def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -169,7 +178,8 @@ def _exec_forget(shim: Shim, connection: Connection, request: Request, raw: byte
 
 
 def _pids(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
-    connection.answer(request, {"pids": shim.cgroup.pids()})
+    prepared = shim.beginnings.prepared
+    connection.answer(request, {"pids": [pid for pid in shim.cgroup.pids() if pid not in prepared]})
 
 
 def _stats(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -224,6 +234,7 @@ OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
     "pause": _pause,
     "resume": _resume,
     "exec": _start_exec,
+    "exec_prepare": _prepare_exec,
     "exec_trim": _exec_trim,
     "pin": _pin,
     "exec_forget": _exec_forget,

@@ -13,9 +13,9 @@ from _socket import MSG_PEEK
 from os import pidfd_open, waitpid
 from time import monotonic, time_ns
 
+from .beginning import Beginnings
 from .control import Connection, Listener, connect, receive_with
 from .execs import Exec
-from .helper import Helper
 from .log import LogWriter
 from .loop import ONCE, READ, Loop
 from .operations import OPERATIONS, Refusal
@@ -31,7 +31,6 @@ from .warm import NOTHING_STARTED, read
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
-    from collections.abc import Callable
     from select import epoll
     from typing import Any
 
@@ -65,6 +64,7 @@ class Shim:
         self.run: int = record["run"]
         self.loop = Loop()
         self.execs: dict[str, Exec] = {}
+        self.beginnings = Beginnings(oci, self.loop, record, self.running)
         self.recorder: Recorder
         self.input: Input
         self.listener: Listener
@@ -145,9 +145,8 @@ class Shim:
         """Of the container's terminal; -1 without one."""
         return self._fds.get("master", -1)
 
-    @property
-    def cgroup(self) -> Cgroup:
-        """The container's; made when first needed, as most shims never do before the end."""
+    def running(self) -> Running:
+        """The container; made when first needed, as most shims never do before the end."""
         if self._running is None:
             self._running = self._oci.Running(
                 self.pid,
@@ -155,7 +154,12 @@ class Shim:
                 self._fds.get("master"),
                 self._oci.cgroups.attach(self.record["cgroup"]),
             )
-        return self._running.cgroup
+        return self._running
+
+    @property
+    def cgroup(self) -> Cgroup:
+        """The container's."""
+        return self.running().cgroup
 
     @property
     def paused(self) -> bool:
@@ -199,69 +203,6 @@ class Shim:
                 entry.recorder.disarm(connection)
 
     # --- the end ---
-
-    def begin_exec(
-        self,
-        entry: Exec,
-        request: dict[str, Any],
-        about_to: Callable[[dict[str, int]], None],
-    ) -> None:
-        """Start a process in the container; what the machine can't do, a helper does.
-
-        about_to is called with its descriptors before the machine executes anything: from then on
-        somebody else can go on with it, so it is not to be started a second time.
-        """
-        path = request["seccomp"] if "seccomp" in request else self.record["seccomp"]
-        size = request.get("console_size")
-        streams = entry.open(bool(request.get("stdin")), bool(request.get("output", True)))
-        _ = self.cgroup
-        stdin, stdout, stderr = streams.child
-        filter_ = read(path) if path else None
-
-        def work() -> tuple[dict[str, Any], list[int]]:
-            process = self._oci.exec_process(
-                self._running,
-                parse(read(self.record["bundle"] + "/config.json")),
-                request["process"],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                console_size=tuple(size) if size else None,
-                seccomp=filter_,
-            )
-            fds = [process.pidfd] + ([process.master] if process.master is not None else [])
-            return {"pid": process.pid}, fds
-
-        def done(result: dict[str, Any], fds: list[int]) -> None:
-            if "error" in result:
-                streams.close()
-                del self.execs[entry.id]
-                entry.discard()
-            else:
-                streams.close_child()
-                names = dict(zip(("pidfd", "master"), fds, strict=False))
-                entry.started(streams, result["pid"], names, bool(request.get("stdin")))
-            entry.announce(result)
-
-        def entered(events: int) -> None:
-            assert entering is not None
-            self.loop.forget(entering.channel)
-            if entering.executed():
-                done({"pid": entering.pid}, [entering.pidfd])
-            else:
-                Helper(self.loop, work, done)
-
-        self.execs[entry.id] = entry
-        entering = self._oci.enter(self._running, request["process"], streams.child, filter_)
-        if entering is None:
-            Helper(self.loop, work, done)
-            return
-        entry.record(entering.pid, bool(request.get("stdin")), self._oci.UNEXECUTED)
-        about_to({"pidfd": entering.pidfd, **streams.ours})
-        fault("shim.exec.recorded")
-        entering.go()
-        fault("shim.exec.gone")
-        self.loop.watch(entering.channel, READ, entered)
 
     def exec_ended(self, entry: Exec) -> None:
         """An exec has ended, and its output is whole."""
@@ -328,6 +269,7 @@ class Shim:
     def _finish(self) -> None:
         self.recorder.on_drained = None
         self.loop.never(self._drained_or_not)
+        self.beginnings.abandon()
         for entry in list(self.execs.values()):
             entry.end()
         self.input.close()

@@ -98,8 +98,8 @@ class Box:
         self.warm = warm
         self.running: list[Running] = []
         self._count = 0
-        self.by_machine = False
-        """Whether further programs are run by the machine where it can."""
+        self.by_machine = self.early = False
+        """Whether further programs are run by the machine where it can, and wait on their way."""
         self.entered = 0
         """How many were."""
 
@@ -195,7 +195,8 @@ class Box:
     def _enter(self, running: Running, values: dict[str, Any], stdio: int) -> Process | None:
         if not self.by_machine:
             return None
-        entering = container.enter(running, values, (stdio, stdio, stdio), None)
+        streams = stdio, stdio, stdio
+        entering = container.enter(running, values, streams, None, early=self.early)
         if entering is None:
             return None
         entering.go()

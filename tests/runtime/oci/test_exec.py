@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from mooring.runtime.oci import cgroups, machine
-from mooring.runtime.oci.container import OciError, Running
+from mooring.runtime.oci import cgroups, container, machine
+from mooring.runtime.oci.container import UNEXECUTED, OciError, Running
+from mooring.runtime.oci.entering import Entering
+from tests.shim.harness import eventually
 
 from .conftest import Box, default_spec
 
@@ -21,15 +24,18 @@ def spec() -> dict[str, Any]:
     return default_spec("sleep", "100")
 
 
-@pytest.fixture(params=[False, True], ids=["forked", "by machine"])
+WAYS = {"forked": (False, False), "by machine": (True, False), "early": (True, True)}
+
+
+@pytest.fixture(params=list(WAYS.values()), ids=list(WAYS))
 def running(box: Box, spec: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Running]:
-    box.by_machine = request.param
+    box.by_machine, box.early = request.param
     reader, writer = os.pipe()
-    container = box.start(spec, stdout=writer)
+    started = box.start(spec, stdout=writer)
     os.close(writer)
-    yield container
-    if container in box.running:
-        box.clean(container)
+    yield started
+    if started in box.running:
+        box.clean(started)
     os.close(reader)
 
 
@@ -117,6 +123,51 @@ def test_the_usual_exec_is_done_by_the_machine(
     assert box.entered == box.by_machine
 
 
+def _come(box: Box, running: Running, spec: dict[str, Any], command: str) -> Entering:
+    """An exec that is in the container, and waits before its program."""
+    null = os.open("/dev/null", os.O_RDWR)
+    description = {**spec["process"], "args": ["sh", "-c", command]}
+    entering = container.enter(running, description, (null, null, null), None, early=True)
+    os.close(null)
+    if entering is None:
+        pytest.skip("not on this host")
+    joined = os.readlink(f"/proc/{running.pid}/ns/mnt")
+    eventually(lambda: os.readlink(f"/proc/{entering.pid}/ns/mnt") == joined)
+    return entering
+
+
+def test_one_that_came_early_executes_nothing_before_it_is_told_to(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    entering = _come(box, running, spec, "exit 3")
+    assert not select.select([entering.channel], [], [], 0)[0]
+    assert os.readlink(f"/proc/{entering.pid}/exe") == UNEXECUTED
+    entering.go()
+    select.select([entering.channel], [], [])
+    assert entering.executed()
+    assert os.waitstatus_to_exitcode(os.waitpid(entering.pid, 0)[1]) == 3
+    os.close(entering.pidfd)
+
+
+def test_one_that_came_early_is_taken_back_whole(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    entering = _come(box, running, spec, "touch /tmp/executed")
+    entering.abandon()
+    assert running.cgroup.pids() == [running.pid]
+    assert not os.path.exists(f"/proc/{running.pid}/root/tmp/executed")
+
+
+def test_a_container_ends_while_one_waits_in_it(
+    box: Box, running: Running, spec: dict[str, Any]
+) -> None:
+    entering = _come(box, running, spec, "touch /tmp/executed")
+    os.kill(running.pid, 9)
+    select.select([entering.channel], [], [])
+    entering.abandon()
+    assert os.waitpid(running.pid, 0)[1] == 9
+
+
 def test_it_is_the_same_process_either_way(
     box: Box, running: Running, spec: dict[str, Any]
 ) -> None:
@@ -127,7 +178,7 @@ def test_it_is_the_same_process_either_way(
         "cat /proc/self/oom_score_adj; ulimit -n; ulimit -Hn; env; pwd; ls /proc/self/fd | wc -l"
     )
     outputs = set()
-    for box.by_machine in (False, True):
+    for box.by_machine, box.early in WAYS.values():
         values = {"user": user, "rlimits": limits, "oomScoreAdj": 77, "env": ["A=b c", "PATH=/bin"]}
         outputs.add(box.exec(running, spec, "sh", "-c", command, cwd="/tmp", **values).output)
         values |= {"noNewPrivileges": True, "user": {"uid": 0, "gid": 0}}

@@ -29,7 +29,7 @@ from .linux import (
     PR_SET_NAME,
     permitted_capabilities,
 )
-from .program import TRY, Program, received
+from .program import TRY, WAIT, Program, received
 from .stub import PidNamespace, bury
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class Entering:
     When `channel` is readable `executed` says what became of it.
     """
 
-    __slots__ = ("_fds", "_packet", "_socket", "channel", "pid", "pidfd")
+    __slots__ = ("_fds", "_packet", "_socket", "_waits", "channel", "pid", "pidfd")
 
     def __init__(
         self, pid: int, pidfd: int, channel: socket, packet: bytes, fds: Sequence[int]
@@ -62,15 +62,33 @@ class Entering:
         self._socket = channel
         self._packet = packet
         self._fds = fds
+        self._waits = False
         self.channel = channel.fileno()
 
+    def come(self) -> None:
+        """Have a program that waits before its last steps come to that point."""
+        self._waits = True
+        self._send(self._packet, self._fds)
+
     def go(self) -> None:
-        """Have it do that. Whose caller dies before does nothing, and ends."""
-        rights = b"".join(fd.to_bytes(4, "little") for fd in self._fds)
+        """Have it do all that is left. Whose caller dies before does nothing, and ends."""
+        if self._waits:
+            self._send(ahead.GO, ())
+        else:
+            self._send(self._packet, self._fds)
+
+    def _send(self, packet: bytes, fds: Sequence[int]) -> None:
+        rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
+        ancillary = [(SOL_SOCKET, SCM_RIGHTS, rights)] if fds else []
         try:
-            self._socket.sendmsg([self._packet], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+            self._socket.sendmsg([packet], ancillary)
         except OSError:
             pass  # It is dead: `executed` tells.
+
+    def abandon(self) -> None:
+        """It is not to do anything any more."""
+        self._socket.close()
+        bury(self.pid, self.pidfd)
 
     def executed(self) -> bool:
         """Whether it has executed its program; if not, it is buried. Closes the channel."""
@@ -89,19 +107,25 @@ def enter(
     values: dict[str, Any],
     stdio: Sequence[int],
     seccomp: bytes | None,
+    *,
+    early: bool = False,
 ) -> Entering | None:
     """Make the process that is to run a program in a container, and does when it is told to `go`;
     None where that needs `exec_process`.
 
-    values: OCI's process. seccomp: a filter without flags.
+    values: OCI's process. seccomp: a filter without flags. early: it enters the container now, and
+    waits there.
     """
     if any(values.get(key) for key in _NOT_HERE) or cgroups.version() != 1:
         return None
     if not machine.available() or running.cgroup.frozen():
         return None
     try:
-        packet = _program(running.cgroup.directories(), values, seccomp).build()
-        return _begin(running.pidfd, packet, (*stdio, running.pidfd))
+        packet = _program(running.cgroup.directories(), values, seccomp, early).build()
+        entering = _begin(running.pidfd, packet, (*stdio, running.pidfd))
+        if early:
+            entering.come()
+        return entering
     except (OciError, OSError, ValueError):
         return None
 
@@ -114,7 +138,9 @@ def executable() -> int:
     return _executable
 
 
-def _program(directories: Sequence[str], values: dict[str, Any], seccomp: bytes | None) -> Program:
+def _program(
+    directories: Sequence[str], values: dict[str, Any], seccomp: bytes | None, waits: bool
+) -> Program:
     capabilities = process.check(values)
     program = Program()
     call = program.call
@@ -136,6 +162,8 @@ def _program(directories: Sequence[str], values: dict[str, Any], seccomp: bytes 
     call("close_range", 4, 0xFFFFFFFF, 0)
     call("chdir", os.fsencode(values["cwd"]))
     job.become_user(program, values, capabilities)
+    if waits:
+        call("read", 3, bytes(8), 1, flags=WAIT)
     own = permitted_capabilities()
     job.execute(program, values, capabilities, seccomp, 0, own)
     return program

@@ -1,0 +1,199 @@
+"""How execs begin: by a machine, or by a helper where that can't do it.
+
+A machine may be made before anybody asks for the exec's start: it waits in the container, and has
+executed nothing there.
+"""
+
+from __future__ import annotations
+
+from .helper import Helper
+from .loop import READ
+from .packets import parse
+from .processes import Streams
+from .record import fault
+from .warm import read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from mooring.runtime.oci.container import Running
+    from mooring.runtime.oci.entering import Entering
+
+    from .execs import Exec
+    from .loop import Loop
+
+    Fields = dict[str, Any]
+
+PREPARED = 8
+"""How many machines wait at most: who makes execs and starts none gets no more than these."""
+PREPARED_SECONDS = 2.0
+"""How long one waits for the start command, which most clients send at once."""
+_WORKING = ("process", "tty", "stdin", "output", "seccomp", "console_size")
+
+
+class _Prepared:
+    """A machine that waits in the container with its streams, and what it was made for."""
+
+    __slots__ = ("entering", "fields", "streams")
+
+    def __init__(self, fields: Fields, streams: Streams, entering: Entering) -> None:
+        self.fields = fields
+        self.streams = streams
+        self.entering = entering
+
+
+class Beginnings:
+    """The starts of a container's execs."""
+
+    __slots__ = ("_loop", "_oci", "_prepared", "_record", "_running")
+
+    def __init__(
+        self, oci: Any, loop: Loop, record: Fields, running: Callable[[], Running]
+    ) -> None:
+        """record: shim.json. running: the container, when it is needed."""
+        self._oci = oci
+        self._loop = loop
+        self._record = record
+        self._running = running
+        self._prepared: dict[str, _Prepared] = {}
+
+    def prepare(self, ident: str, request: Fields) -> None:
+        """Make the machine of an exec that is likely to be started soon."""
+        if ident in self._prepared or len(self._prepared) >= PREPARED:
+            return
+        streams = _streams(request)
+        entering = self._enter(request, streams, early=True)
+        if entering is None:
+            streams.close()
+            return
+        self._prepared[ident] = _Prepared(_working(request), streams, entering)
+        # A step may have failed. Or it is killed with the container's init, which does not end
+        # before its dead are buried.
+        self._loop.watch(entering.channel, READ, lambda _: self._abandon(ident))
+        self._loop.later(PREPARED_SECONDS, self.abandon)
+
+    @property
+    def prepared(self) -> set[int]:
+        """The processes that wait; nobody has asked for them yet."""
+        return {prepared.entering.pid for prepared in self._prepared.values()}
+
+    def abandon(self) -> None:
+        """Nobody has started, in time, what was prepared."""
+        self._loop.never(self.abandon)
+        for ident in list(self._prepared):
+            self._abandon(ident)
+
+    def begin(
+        self,
+        entry: Exec,
+        request: Fields,
+        about_to: Callable[[dict[str, int]], None],
+        failed: Callable[[], object],
+    ) -> None:
+        """Start a process in the container; what the machine can't do, a helper does.
+
+        about_to is called with its descriptors before the machine executes anything: from then on
+        somebody else can go on with it, so it is not to be started a second time. failed is called
+        if there is no process in the end.
+        """
+        streams, entering = self._machine(entry.id, request)
+        wants_input = bool(request.get("stdin"))
+
+        def done(result: Fields, fds: list[int]) -> None:
+            if "error" in result:
+                streams.close()
+                failed()
+                entry.discard()
+            else:
+                streams.close_child()
+                names = dict(zip(("pidfd", "master"), fds, strict=False))
+                entry.started(streams, result["pid"], names, wants_input)
+            entry.announce(result)
+
+        def entered(events: int) -> None:
+            assert entering is not None
+            self._loop.forget(entering.channel)
+            if entering.executed():
+                done({"pid": entering.pid}, [entering.pidfd])
+            else:
+                Helper(self._loop, self._work(request, streams), done)
+
+        try:
+            entry.open(bool(request.get("output", True)))
+            if entering is not None:
+                entry.record(entering.pid, wants_input, self._oci.UNEXECUTED)
+        except BaseException:
+            if entering is not None:
+                entering.abandon()
+            streams.close()
+            raise
+        if entering is None:
+            Helper(self._loop, self._work(request, streams), done)
+            return
+        about_to({"pidfd": entering.pidfd, **streams.ours})
+        fault("shim.exec.recorded")
+        entering.go()
+        fault("shim.exec.gone")
+        self._loop.watch(entering.channel, READ, entered)
+
+    def _machine(self, ident: str, request: Fields) -> tuple[Streams, Entering | None]:
+        prepared = self._prepared.get(ident)
+        if prepared is not None:
+            if prepared.fields == _working(request):
+                del self._prepared[ident]
+                self._loop.forget(prepared.entering.channel)
+                return prepared.streams, prepared.entering
+            self._abandon(ident)
+        streams = _streams(request)
+        return streams, self._enter(request, streams)
+
+    def _enter(self, request: Fields, streams: Streams, *, early: bool = False) -> Entering | None:
+        filter_ = self._filter(request)
+        entering: Entering | None = self._oci.enter(
+            self._running(), request["process"], streams.child, filter_, early=early
+        )
+        return entering
+
+    def _work(self, request: Fields, streams: Streams) -> Callable[[], tuple[Fields, list[int]]]:
+        """What a helper does instead of a machine."""
+        running, filter_ = self._running(), self._filter(request)
+        size = request.get("console_size")
+
+        def work() -> tuple[Fields, list[int]]:
+            stdin, stdout, stderr = streams.child
+            process = self._oci.exec_process(
+                running,
+                parse(read(self._record["bundle"] + "/config.json")),
+                request["process"],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                console_size=tuple(size) if size else None,
+                seccomp=filter_,
+            )
+            fds = [process.pidfd] + ([process.master] if process.master is not None else [])
+            return {"pid": process.pid}, fds
+
+        return work
+
+    def _filter(self, request: Fields) -> bytes | None:
+        path = request["seccomp"] if "seccomp" in request else self._record["seccomp"]
+        return read(path) if path else None
+
+    def _abandon(self, ident: str) -> None:
+        prepared = self._prepared.pop(ident)
+        self._loop.forget(prepared.entering.channel)
+        prepared.entering.abandon()
+        prepared.streams.close()
+
+
+def _streams(request: Fields) -> Streams:
+    wants_output = bool(request.get("output", True))
+    return Streams(bool(request["tty"]), bool(request.get("stdin")), wants_output)
+
+
+def _working(request: Fields) -> Fields:
+    """What makes a difference to the process."""
+    return {key: request[key] for key in _WORKING if key in request}
