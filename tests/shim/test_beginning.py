@@ -69,7 +69,7 @@ class Bench:
         return {"process": {"args": args}, "tty": False, "stdin": True, "output": True, **fields}
 
     def begin(self, ident: str, request: dict[str, Any]) -> Exec:
-        entry = Exec(self.loop, ident, False, lambda _: None)
+        entry = Exec(self.loop, ident, False, lambda _: None, lambda *_: None)
         self.beginnings.begin(entry, request, self.handed.append, lambda: None)
         return entry
 

@@ -15,6 +15,7 @@ import time
 from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,17 @@ def ended(container: Container) -> bool:
     return (container.directory / "exit.json").exists()
 
 
+def take_lane(adopter: Adopter) -> None:
+    """As the agent does: hold the lane of an output that floods, and say so."""
+    client = adopter.container.client()
+    client.ask("hello")
+    event = client.event("lane")
+    assert (event["exec"], event["names"]) == ("", ["stdout_outlet", "stdout_inlet"])
+    adopter.held |= zip(event["names"], client.fds, strict=True)
+    client.ask("lane", exec="", stream=event["stream"])
+    client.close()
+
+
 def sigkill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
@@ -113,6 +125,57 @@ def test_output_of_a_container_whose_shim_is_killed_again_and_again_is_whole(
         assert str(len(lines) - 1).encode().startswith(lines[-1])
     assert [int(line) for line in lines[:-1]] == list(range(len(lines) - 1))
     adopter.close()
+
+
+FLOOD = "seq 1 100000000"
+
+
+def _numbers(container: Container) -> list[bytes]:
+    lines = container.output(1).split(b"\n")
+    if lines[-1] != b"":
+        assert str(len(lines)).encode().startswith(lines[-1])
+    return lines[:-1]
+
+
+def test_a_flood_is_whole_through_its_lane_whose_shims_are_killed(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    command = ["sh", "-c", f"sleep 0.2; exec {FLOOD}"]
+    small: dict[str, Any] = {"log_max_size": 1 << 20, "log_max_files": 100_000}
+    with Container(launcher, tmp_path, command, **small) as container:
+        adopter = Adopter(container)
+        take_lane(adopter)
+        choose = random.Random(2)
+        shim = container.shim
+        for _ in range(12):
+            end = container.reader().end()
+            eventually(lambda end=end: container.reader().end() > end + (1 << 20))
+            time.sleep(choose.random() / 100)
+            sigkill(shim)
+            shim = adopter.replace()
+        os.kill(container.answer["pid"], signal.SIGKILL)
+        eventually(lambda: ended(container), 30)
+        lines = _numbers(container)
+        assert len(lines) > 1_000_000
+        assert lines == [b"%d" % number for number in range(1, len(lines) + 1)]
+        adopter.close()
+
+
+def test_a_lane_that_nobody_said_to_hold_is_not_used(launcher: Launcher, tmp_path: Path) -> None:
+    command = ["sh", "-c", f"sleep 0.2; {FLOOD} | head -c 30000000"]
+    with Container(launcher, tmp_path, command) as container:
+        adopter = Adopter(container)
+        client = container.client()
+        client.ask("hello")
+        client.event("lane")
+        # Without the lane: what was in it would be lost.
+        sigkill(container.shim)
+        adopter.replace()
+        eventually(lambda: ended(container), 30)
+        lines = _numbers(container)
+        assert lines == [b"%d" % number for number in range(1, len(lines) + 1)]
+        assert len(container.output(1)) == 30_000_000
+        adopter.close()
 
 
 def test_what_came_between_two_shims_is_read_by_the_second(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mooring.kit.errors import NotSupported
+from mooring.shim import held, keeping
 from mooring.shim.commands import _stage
 from mooring.shim.keeping import Keeping, Key, Nobody
 from mooring.shim.runs import Container, Run
@@ -69,3 +70,24 @@ async def test_a_shim_of_an_older_version_hands_it_over_with_the_bytes(run: Run)
     shim = Shim(old=True)
     await _stage(run, "", shim)  # type: ignore[arg-type]
     assert "stage_in" not in run.held
+
+
+def _lane() -> tuple[dict[str, Any], list[int]]:
+    return {"names": ["stdout_outlet", "stdout_inlet"]}, [*os.pipe()]
+
+
+async def test_a_lane_is_used_once_the_next_agent_has_it(run: Run, manager: Manager) -> None:
+    assert held.add_lane(run, "", *_lane())
+    _, found = Keeping(manager).take(Key(CONTAINER, 1))
+    assert {"stdout_outlet", "stdout_inlet"} <= found.keys()
+    for descriptor in found.values():
+        os.close(descriptor)
+
+
+async def test_a_lane_that_could_not_be_kept_is_not_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "NAMES", 0)
+    assert not held.add_lane(run, "", *_lane())
+    # Nor that of an exec which nobody knows.
+    assert not held.add_lane(run, "e", *_lane())

@@ -21,7 +21,7 @@ from .processes import (
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree, start_time, write_record
 from .stdin import Input
-from .stdio import Recorder
+from .stdio import Output, Recorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Exec:
     __slots__ = (
         "_announced",
         "_ended",
+        "_flooded",
         "_leaving",
         "_loop",
         "_recorded",
@@ -59,9 +60,18 @@ class Exec:
         "tty",
     )
 
-    def __init__(self, loop: Loop, ident: str, tty: bool, ended: Callable[[Exec], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        ident: str,
+        tty: bool,
+        ended: Callable[[Exec], None],
+        flooded: Callable[[Recorder, Output], None],
+    ) -> None:
+        """ended: called at its end. flooded: when it prints at full speed."""
         self._loop = loop
         self._ended = ended
+        self._flooded = flooded
         self._leaving = False
         self._waiting: list[Callable[[dict[str, Any]], None]] = []
         self._announced: dict[str, Any] | None = None
@@ -81,7 +91,12 @@ class Exec:
         if wants_output:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
             log.begin_run(1)
-            self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
+            self.recorder = self._recorder(log)
+
+    def _recorder(self, log: LogWriter) -> Recorder:
+        recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
+        recorder.on_flood = lambda output: self._flooded(recorder, output)
+        return recorder
 
     def started(self, streams: Streams, pid: int, fds: dict[str, int], wants_input: bool) -> None:
         """The process runs: record it, read its output, wait for its end."""
@@ -132,7 +147,7 @@ class Exec:
         self.input = open_input(self._loop, fds, record["stdin"], True, self.directory)
         if "stdout" in fds or "stderr" in fds or "outlet" in fds:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
-            self.recorder = Recorder(self._loop, log, self.id, UNREAD_BYTES)
+            self.recorder = self._recorder(log)
             record_streams(self.recorder, fds)
             self.recorder.mend()
             self.recorder.start()

@@ -10,6 +10,7 @@ from .runs import Exec, Run
 
 _NAMES = frozenset({"pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master"})
 _NAMES |= {"stage_in", "stage_out"}
+_NAMES |= {f"{name}_{end}" for name in ("stdout", "stderr") for end in ("outlet", "inlet")}
 
 
 def take(run: Run, fields: dict[str, Any], descriptors: list[int]) -> None:
@@ -56,6 +57,14 @@ def add(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> N
     _close({name: holder.held.pop(name) for name in named if name in holder.held})
     holder.held |= named
     _keep_soon(run, id_)
+
+
+def add_lane(run: Run, id_: str, fields: dict[str, Any], descriptors: list[int]) -> bool:
+    """The lane of an output that is about to be used; whether the agent after this one has it."""
+    add(run, id_, fields, descriptors)
+    run.keeping.settle()
+    holder = run.execs.get(id_) if id_ else run
+    return holder is not None and bool(holder.kept) and bool(holder.held)
 
 
 def find(run: Run) -> None:

@@ -138,22 +138,24 @@ class LogWriter:
             self._commit(start, position, now)
         return size - left
 
-    def complete(self, pipe: int) -> None:
-        """Finish the torn frame, whose bytes are still in `pipe` (its stream is `torn`)."""
+    def complete(self, *pipes: int) -> None:
+        """Finish the torn frame, whose bytes are still in `pipes`, in this order (its stream is
+        `torn`)."""
         start = self._position
         _, stream, _, length, now = HEADER.unpack(os.pread(self._fd, HEADER_SIZE, start))
         position = start + HEADER_SIZE + length - self.missing
-        try:
-            while self.missing:
-                moved = os.splice(
-                    pipe, self._fd, self.missing, offset_dst=position, flags=_NONBLOCK
-                )
-                if not moved:
-                    break
-                position += moved
-                self.missing -= moved
-        except BlockingIOError:
-            pass
+        for pipe in pipes:
+            try:
+                while self.missing:
+                    moved = os.splice(
+                        pipe, self._fd, self.missing, offset_dst=position, flags=_NONBLOCK
+                    )
+                    if not moved:
+                        break
+                    position += moved
+                    self.missing -= moved
+            except BlockingIOError:
+                pass
         self.torn = 0
         if self.missing:
             self._settle(start, position, stream, now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from os import kill as send_signal
 
-from .execs import Exec
 from .processes import resize
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .control import Connection
+    from .execs import Exec
     from .shim import Shim
     from .stdin import Input
     from .stdio import Recorder
@@ -139,7 +139,7 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
             # A process that joins a frozen cgroup stops half made.
             text = f"Container {shim.id} is paused, unpause the container before exec"
             raise Refusal("conflict", text)
-        entry = Exec(shim.loop, ident, bool(request["tty"]), shim.exec_ended)
+        entry = shim.new_exec(ident, bool(request["tty"]))
         shim.beginnings.begin(entry, request, about_to, lambda: shim.execs.pop(ident))
         shim.execs[ident] = entry
     # Asked again, by an agent that did not hear the answer, it is the same exec.
@@ -150,6 +150,11 @@ def _prepare_exec(shim: Shim, connection: Connection, request: Request, raw: byt
     ident = request["exec"]
     if _is_exec(ident) and ident not in shim.execs and not shim.paused:
         shim.beginnings.prepare(ident, request)
+
+
+def _lane(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
+    _recorder(shim, request).use_lane(int(request["stream"]))
+    connection.answer(request)
 
 
 def _exec_trim(shim: Shim, connection: Connection, request: Request, raw: bytes) -> None:
@@ -228,6 +233,7 @@ OPERATIONS: dict[str, Callable[[Shim, Connection, Request, bytes], None]] = {
     "hello": _hello,
     "watch_log": _watch_log,
     "stage": _stage,
+    "lane": _lane,
     "stdin": _stdin,
     "resize": _resize,
     "kill": _kill,

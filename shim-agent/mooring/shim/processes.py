@@ -7,10 +7,9 @@ from fcntl import F_GETFL, F_SETFL, fcntl, ioctl
 from struct import pack, unpack_from
 from time import sleep
 
-from .frames import STDERR, STDOUT
 from .loop import Loop
 from .stdin import Input
-from .stdio import Recorder
+from .stdio import NAMES, Recorder
 
 TIOCSWINSZ = 0x5414
 NOT_EXECUTED = 249
@@ -63,11 +62,11 @@ def record_streams(recorder: Recorder, fds: dict[str, int]) -> None:
     """Read the streams (or the terminal) of `fds` into the log."""
     if "outlet" in fds and "master" in fds:
         set_nonblocking(fds["master"])
-        recorder.add(STDOUT, fds["outlet"], fds["inlet"], fds["master"])
-    if "stdout" in fds:
-        recorder.add(STDOUT, fds["stdout"])
-    if "stderr" in fds:
-        recorder.add(STDERR, fds["stderr"])
+        recorder.add_terminal(fds["master"], (fds["outlet"], fds["inlet"]))
+    for stream, name in NAMES.items():
+        if name in fds:
+            lane = fds.get(f"{name}_outlet", -1), fds.get(f"{name}_inlet", -1)
+            recorder.add(stream, fds[name], lane)
 
 
 def open_input(

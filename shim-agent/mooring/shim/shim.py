@@ -25,7 +25,7 @@ from .processes import NOT_EXECUTED, executed, exit_status, open_input, record_s
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import claim, fault, mark_executed, write_record
 from .stdin import Input
-from .stdio import Recorder
+from .stdio import Output, Recorder
 from .warm import NOTHING_STARTED, read
 
 TYPE_CHECKING = False
@@ -82,6 +82,7 @@ class Shim:
         self.recorder = Recorder(self.loop, log)
         record_streams(self.recorder, fds)
         self.recorder.mend()
+        self.recorder.on_flood = lambda output: self.offer_lane(self.recorder, output)
         once = bool(record["stdin_once"])
         self.input = open_input(self.loop, fds, record["stdin"], once, ".")
         self.recorder.start()
@@ -103,7 +104,7 @@ class Shim:
             return  # It ended before that shim did, and was forgotten.
         if any(os.path.exists(f"execs/{ident}/exit.{kind}") for kind in ("json", "acked")):
             return
-        entry = Exec(self.loop, ident, bool(record["tty"]), self.exec_ended)
+        entry = self.new_exec(ident, bool(record["tty"]))
         if not entry.was_executed(record, fds["pidfd"]):
             # Whoever wants it asks again.
             for fd in fds.values():
@@ -202,7 +203,24 @@ class Shim:
             if entry.recorder is not None:
                 entry.recorder.disarm(connection)
 
+    def offer_lane(self, recorder: Recorder, output: Output) -> None:
+        """A process prints at full speed: have somebody hold the lane for it, and it is used."""
+        if not self.listener.connections:
+            return
+        try:
+            output.make_lane()
+        except OSError:
+            return  # No room for more descriptors: it goes on as it is.
+        lane = output.lane()
+        event = {"event": "lane", "exec": recorder.name, "stream": output.stream}
+        for connection in self.listener.connections:
+            connection.send_with({**event, "names": list(lane)}, list(lane.values()))
+
     # --- the end ---
+
+    def new_exec(self, ident: str, tty: bool) -> Exec:
+        """An exec that is not running yet."""
+        return Exec(self.loop, ident, tty, self.exec_ended, self.offer_lane)
 
     def exec_ended(self, entry: Exec) -> None:
         """An exec has ended, and its output is whole."""
@@ -331,7 +349,7 @@ class Shim:
             return False  # The cgroup is gone: no reason not to record the end.
 
     def _end_log(self, code: int | None) -> str:
-        left = sum(o.available() for o in self.recorder.outputs if o.fd >= 0)
+        left = sum(output.available() for output in self.recorder.outputs)
         try:
             self.recorder.log.end_run(dump({"run": self.run, "exit_code": code}))
         except OSError as error:

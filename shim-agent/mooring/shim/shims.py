@@ -226,6 +226,10 @@ class Shims:
                 held.take_exec(run, str(message["exec"]), message, channel.take_descriptors())
             case "held":
                 held.add(run, str(message["exec"]), message, channel.take_descriptors())
+            case "lane":
+                fds = channel.take_descriptors()
+                if held.add_lane(run, str(message["exec"]), message, fds):
+                    channel.tell("lane", exec=message["exec"], stream=message["stream"])
             case "log":
                 entry = run.execs.get(message["exec"]) if message.get("exec") else None
                 (entry.watch if entry else run.watch).fire(int(message["end"]))

@@ -1,4 +1,14 @@
-"""Output of a process in a container: pipes and a pty into its log, and who waits for more."""
+"""Output of a process in a container: pipes and a pty into its log, and who waits for more.
+
+Writing to a file takes time, and the pipe that is read for it is locked meanwhile: a process that
+prints at full speed waits at each of its writes. So such a pipe is emptied into a **lane**, a pipe
+of our own, which takes no copy and no time, and the file is written from there. A lane is used once
+the agent has a duplicate of it, as it has of everything a successor needs:
+
+    shim                          agent
+      | --- lane, out, in -------> |   keeps it, also for the agent after it
+      | <-- lane ----------------- |
+"""
 
 from __future__ import annotations
 
@@ -7,7 +17,7 @@ from errno import EIO
 from fcntl import F_SETPIPE_SZ, fcntl, ioctl
 from time import monotonic, sleep
 
-from .frames import STDERR
+from .frames import STDERR, STDOUT
 from .log import LogWriter
 from .loop import EDGE, GONE, READ, Loop
 
@@ -26,6 +36,7 @@ _STREAK = 16
 _IN_A_ROW_SECONDS = 0.002
 _GATHER_SECONDS = 0.001
 _NONBLOCK = os.SPLICE_F_NONBLOCK
+NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class Recorder:
@@ -43,6 +54,7 @@ class Recorder:
         "log",
         "name",
         "on_drained",
+        "on_flood",
         "on_surplus",
         "outputs",
         "trimmed",
@@ -63,35 +75,46 @@ class Recorder:
         self.on_drained: Callable[[], None] | None = None
         self.on_surplus: Callable[[], None] | None = None
         """Called when the log has grown, and is larger than its limits."""
+        self.on_flood: Callable[[Output], None] | None = None
+        """Called once for an output that had filled its pipe."""
 
-    def add(self, stream: int, fd: int, inlet: int = -1, master: int = -1) -> None:
-        """Record what comes out of the pipe `fd`; for a pty, the pipe is filled from `master`."""
-        self.outputs.append(Output(self, self._loop, stream, fd, inlet, master))
+    def add(self, stream: int, source: int, lane: tuple[int, int] = (-1, -1)) -> None:
+        """Record what comes out of the pipe `source`, by way of a lane (outlet, inlet) if any."""
+        self.outputs.append(Output(self, self._loop, stream, source, lane, terminal=False))
+
+    def add_terminal(self, master: int, lane: tuple[int, int]) -> None:
+        """Record what comes out of a pty: it goes through a lane always."""
+        self.outputs.append(Output(self, self._loop, STDOUT, master, lane, terminal=True))
 
     def start(self) -> None:
         """Begin, or go on, reading."""
         self._waiting = False
         self.error = None
         for output in self.outputs:
-            output.watch()
+            if not self._waiting:
+                output.watch()
 
     def mend(self) -> None:
         """A frame that another shim was killed at: what is missing of it is still in its pipe."""
         log = self.log
         for output in self.outputs:
             if output.stream == log.torn:
-                log.complete(output.fd)
+                # Of a frame begun without a lane, none of it is in the lane.
+                log.complete(*output.pipes)
         log.cut()
 
     def descriptors(self) -> dict[str, int]:
         """What a successor would need to go on reading."""
         fds: dict[str, int] = {}
         for output in self.outputs:
-            if output.master >= 0:
-                fds |= {"outlet": output.fd, "inlet": output.inlet, "master": output.master}
-            elif output.fd >= 0:
-                fds["stderr" if output.stream == STDERR else "stdout"] = output.fd
+            fds |= output.descriptors()
         return fds
+
+    def use_lane(self, stream: int) -> None:
+        """Whoever goes on, should this process be killed, has the lane of this stream."""
+        for output in self.outputs:
+            if output.stream == stream:
+                output.use_lane()
 
     def arm(self, after: int, connection: Connection) -> None:
         """Tell `connection` once, as soon as the log's end is beyond `after`."""
@@ -185,63 +208,116 @@ class Output:
     """One stream of output. `ended`: nobody holds its other end any more."""
 
     __slots__ = (
-        "_grown",
+        "_flooded",
+        "_lane_used",
         "_last",
         "_loop",
         "_number",
         "_recorder",
         "_streak",
+        "_terminal",
         "ended",
-        "fd",
         "inlet",
-        "master",
+        "outlet",
+        "source",
         "stream",
     )
 
     def __init__(
-        self, recorder: Recorder, loop: Loop, stream: int, fd: int, inlet: int, master: int
+        self,
+        recorder: Recorder,
+        loop: Loop,
+        stream: int,
+        source: int,
+        lane: tuple[int, int],
+        *,
+        terminal: bool,
     ) -> None:
+        """source: the pipe, or the master of a pty. lane: its outlet and inlet, or -1."""
         self.stream = stream
-        self.fd = fd
-        self.inlet = inlet
-        self.master = master
+        self.source = source
+        self.outlet, self.inlet = lane
         self.ended = False
         self._recorder = recorder
         self._loop = loop
-        self._grown = False
+        self._terminal = terminal
+        self._lane_used = self._flooded = self.outlet >= 0
         self._streak = 0
         self._last = 0.0
         self._number = bytearray(4)
 
+    def descriptors(self) -> dict[str, int]:
+        """What a successor would need, by name."""
+        if self.source < 0:
+            return {}
+        if self._terminal:
+            return {"outlet": self.outlet, "inlet": self.inlet, "master": self.source}
+        name = NAMES[self.stream]
+        return {name: self.source, **self.lane()}
+
+    def lane(self) -> dict[str, int]:
+        """Its lane, by name; nothing if it has none."""
+        if self.outlet < 0:
+            return {}
+        name = NAMES[self.stream]
+        return {f"{name}_outlet": self.outlet, f"{name}_inlet": self.inlet}
+
+    def make_lane(self) -> None:
+        """Have a lane, to be used when somebody else has it as well. OSError."""
+        self.outlet, self.inlet = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl(self.inlet, F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            pass  # Over the limit of this user: it takes less at a time.
+
+    def use_lane(self) -> None:
+        """From now on, or from before on."""
+        self._lane_used = self.outlet >= 0
+
+    @property
+    def pipes(self) -> list[int]:
+        """Where bytes may be that are not in the log, the next ones first."""
+        source = -1 if self._terminal else self.source
+        return [fd for fd in (self.outlet, source) if fd >= 0]
+
     def watch(self) -> None:
         """Have the loop call when there is something to read."""
-        if self.master >= 0:
+        if self.source < 0:
+            return
+        if self._terminal:
             # A pty whose other side is closed for now is opened again by anyone who opens the
             # terminal: at its edges, the hang-up is told once instead of for ever.
-            self._loop.watch(self.master, READ | EDGE, self._terminal_ready)
-        elif self.fd >= 0:
-            self._loop.watch(self.fd, READ, self._pipe_ready)
+            self._loop.watch(self.source, READ | EDGE, self._terminal_ready)
+            return
+        self._loop.watch(self.source, READ, self._pipe_ready)
+        if self._lane_used:
+            # What had no room when it was read.
+            self._empty_lane()
 
     def leave(self) -> None:
         """Leave unread what comes."""
-        self._loop.forget(self.fd if self.master < 0 else self.master)
+        self._loop.forget(self.source)
 
     def close(self) -> None:
-        """Close the pipe; the master of a pty belongs to the process."""
+        """Close the pipes; the master of a pty belongs to the process."""
         self.leave()
-        for fd in (self.fd, self.inlet):
+        owned = (self.outlet, self.inlet, -1 if self._terminal else self.source)
+        for fd in owned:
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.inlet = self.master = -1
+        self.outlet = self.inlet = self.source = -1
         self.ended = True
 
     def available(self) -> int:
-        """Bytes in the pipe."""
-        ioctl(self.fd, FIONREAD, self._number)
+        """Bytes that are on their way into the log."""
+        return sum(map(self._bytes_in, self.pipes))
+
+    def _bytes_in(self, fd: int) -> int:
+        ioctl(fd, FIONREAD, self._number)
         return int.from_bytes(self._number, "little")
 
     def _pipe_ready(self, events: int) -> None:
-        size = self.available()
+        size = self._bytes_in(self.source)
         if size < _FULL and size:
             # Many small writes in a row: let them gather, a frame costs the same whatever it holds.
             now = monotonic()
@@ -250,28 +326,53 @@ class Output:
             self._streak += 1
             if self._streak > _STREAK:
                 sleep(_GATHER_SECONDS)
-                size = self.available() or size
+                size = self._bytes_in(self.source) or size
                 now += _GATHER_SECONDS
             self._last = now
-        if size:
-            self._take(size)
+        if size and self._lane_used:
+            self._fill_lane(size)
+            self._empty_lane()
+        elif size:
+            if size >= _FULL and not self._flooded:
+                self._flood()
+            self._take(self.source, size)
         elif events & GONE:
             self.close()
             self._recorder.ended()
 
+    def _flood(self) -> None:
+        self._flooded = True
+        try:
+            fcntl(self.source, F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            pass  # Over the limit of this user: the pipe stays as it is.
+        if self._recorder.on_flood is not None:
+            self._recorder.on_flood(self)
+
+    def _fill_lane(self, size: int) -> None:
+        try:
+            os.splice(self.source, self.inlet, size, flags=_NONBLOCK)
+        except BlockingIOError:
+            pass  # The container has read its own output, through /proc.
+
+    def _empty_lane(self) -> None:
+        # A frame may take less than there is: the rest is for the next one.
+        while not self._recorder.waiting and (size := self._bytes_in(self.outlet)):
+            self._take(self.outlet, size)
+
     def _terminal_ready(self, events: int) -> None:
-        while self._recorder.error is None and self.master >= 0:
+        while self._recorder.error is None and self.source >= 0:
             more = self._fill()
-            size = self.available()
+            size = self._bytes_in(self.outlet)
             if size:
-                self._take(size)
+                self._take(self.outlet, size)
             elif not more:
                 return
 
     def _fill(self) -> bool:
         """Move what the pty has into the pipe; whether there was anything."""
         try:
-            moved = os.splice(self.master, self.inlet, 16 << 10, flags=_NONBLOCK)
+            moved = os.splice(self.source, self.inlet, 16 << 10, flags=_NONBLOCK)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -284,15 +385,9 @@ class Output:
         self.ended = not moved
         return moved > 0
 
-    def _take(self, size: int) -> None:
-        if size >= _FULL and not self._grown:
-            self._grown = True
-            try:
-                fcntl(self.fd, F_SETPIPE_SZ, _PIPE_BYTES)
-            except OSError:
-                pass  # Over the limit of this user: the pipe stays as it is.
+    def _take(self, pipe: int, size: int) -> None:
         try:
-            self._recorder.log.take(self.fd, self.stream, size)
+            self._recorder.log.take(pipe, self.stream, size)
         except OSError as error:
             self._recorder.hold(error)
         else:

@@ -9,9 +9,9 @@ import sys
 import mooring
 
 SHIM = (
-    *("adopt", "control", "execs", "frames", "helper", "log", "loop", "operations", "packets"),
-    *("pins", "processes", "rawsignal", "record", "rehearsal", "shim", "staging", "stdin", "stdio"),
-    *("version", "warm"),
+    *("adopt", "beginning", "control", "execs", "frames", "helper", "log", "loop", "operations"),
+    *("packets", "pins", "processes", "rawsignal", "record", "rehearsal", "shim", "staging"),
+    *("stdin", "stdio", "version", "warm"),
 )
 """The modules of this package that a shim consists of; the others are the agent's."""
 
