@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def table() -> bytes:
     """Our nftables table with the handles of its rules."""
     command = ["nft", "-a", "list", "table", "inet", NAME]
     return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def ip_link(*arguments: str) -> None:
+    subprocess.run(["ip", "link", *arguments], check=True)
 
 
 def links() -> set[str]:
@@ -110,6 +115,21 @@ async def test_an_address_comes_back_after_detach_and_is_not_reused_at_once(
     second, _ = await bridge.attach("c0ffee.2")
     os.close(second.namespace)
     assert second.address != first.address
+
+
+async def test_an_address_whose_link_is_still_there_is_passed_over(bridge: Bridge) -> None:
+    """As after a kill of the worker: the kernel deletes the sandboxes of its pool later."""
+    there = IPv4Address("10.251.0.9")
+    name = factory.link_name(there.packed)
+    await asyncio.to_thread(ip_link, "add", name, "type", "bridge")
+    try:
+        given = [(await bridge.attach(f"c0ffee.{n}"))[0] for n in range(9)]
+    finally:
+        await asyncio.to_thread(ip_link, "del", name)
+    addresses = [prepared.address for prepared in given]
+    assert there not in addresses and there + 1 in addresses
+    for prepared in given:
+        os.close(prepared.namespace)
 
 
 async def test_set_up_again_changes_nothing(bridge: Bridge, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -203,14 +204,21 @@ class Bridge:
             if not self.ready:
                 raise EngineError("the bridge network is not set up")
             taken = self._leases.taken() | self._pending
-            address = next_address(self._subnet, taken, self._last)
-            self._last = address
-            self._pending.add(address)
-            try:
-                return await self._ask(address)
-            except BaseException:
-                self._pending.discard(address)
-                raise
+            while True:
+                address = next_address(self._subnet, taken, self._last)
+                self._last = address
+                self._pending.add(address)
+                try:
+                    return await self._ask(address)
+                except BaseException as exc:
+                    self._pending.discard(address)
+                    if not isinstance(exc, FactoryError):
+                        raise
+                    if exc.errno != errno.EEXIST:
+                        raise EngineError(f"cannot make a sandbox: {exc}") from exc
+                # A link of that name is there: of the pool of a worker that was killed, whose
+                # namespaces the kernel deletes in the background. Until then it has the address.
+                taken.add(address)
 
     async def _ask(self, address: IPv4Address) -> Prepared:
         assert self.client is not None
@@ -221,10 +229,7 @@ class Bridge:
             "gateway": self._gateway,
             "mtu": self._mtu,
         }
-        try:
-            answer, descriptors = await self.client.ask(request)
-        except FactoryError as exc:
-            raise EngineError(f"cannot make a sandbox: {exc}") from exc
+        answer, descriptors = await self.client.ask(request)
         return Prepared(address, answer["mac"], descriptors[0], answer["link"])
 
     def _state(self, prepared: Prepared) -> NetworkState:
