@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mooring.systemd.install import compile_program
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = Path(os.environ.get("MOORING_HOST_ROOT", "/var/cache/mooring-tests/host"))
 """Built once and kept: debootstrap takes more than a minute."""
@@ -149,6 +151,8 @@ def _children(pid: int) -> list[int]:
 @contextmanager
 def booted(name: str, folder: Path) -> Iterator[Host]:
     """A host of its own, gone afterwards; its disk is a copy-on-write view of the common root."""
+    # As it would be where the package is installed: the host cannot write where it is.
+    compile_program()
     with bus():
         subprocess.run([REPOSITORY / "tools" / "make-host-root", ROOT], check=True)
         host = Host(name, folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mooring.systemd.install import compile_program
 from mooring.systemd.settings import harden
 
 USUAL = "ProtectHome=yes\nPrivateTmp=yes"
@@ -23,3 +26,11 @@ USUAL = "ProtectHome=yes\nPrivateTmp=yes"
 )
 def test_services_see_their_program_wherever_it_is(program: set[str], directives: str) -> None:
     assert harden(USUAL, program) == directives
+
+
+def test_modules_are_compiled_for_services_that_may_not_write_there(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/module.py").write_text("x = 1\n")
+    (tmp_path / "part/broken.py").write_text("x =\n")
+    compile_program([str(tmp_path), str(tmp_path / "there is none")])
+    assert [path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")] == ["module"]
