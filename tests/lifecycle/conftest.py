@@ -27,9 +27,9 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.image import AddImage, ImageRecord, Layer
-from mooring.lifecycle.__main__ import serve
 from mooring.lifecycle.engine import Engine, open_engine
 from mooring.lifecycle.reconcile import Reconciler
+from mooring.lifecycle.serving import serve
 from tests.fakes import FakeHost
 
 IMAGE_ID = "sha256:" + "ab" * 32

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mooring.kit.process import run
+from mooring.kit.starting import start
 
-from . import app
+SERVICE = "mooring.gateway.app"
 
 
 def main() -> None:
-    """Run until SIGTERM."""
-    run("gateway", app.main)
+    """Run until asked to stop."""
+    start("gateway", SERVICE)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mooring.kit import process
+from mooring.kit.starting import start
 
-from . import worker
+SERVICE = "mooring.runtime.worker"
 
 
 def main() -> None:
     """Run until asked to stop."""
-    process.run("runtime", worker.main)
+    start("runtime", SERVICE)
 
 
 if __name__ == "__main__":

@@ -129,9 +129,9 @@ def run(name: str, main: Callable[[Settings, Service], Awaitable[None]]) -> None
         faults.enable(str(settings.run_dir / "faults"))
     if settings.timings:
         timing.enable()
-    # What the imports made lives as long as the process: never look at it again.
-    gc.collect()
+    # What the imports made lives as long as the process: never look at it, not even now.
     gc.freeze()
+    gc.enable()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(name, settings, main))

@@ -25,7 +25,8 @@ SERVICES = {
     "shim-agent": "mooring.shim.__main__",
     "gateway": "mooring.gateway.__main__",
 }
-"""Name and module of each service, in the order in which they are started."""
+"""Name and program of each service, in the order in which they are started. A program imports what
+it runs, its SERVICE, only when it is started."""
 
 ON_DEMAND = {"network": "mooring.runtime.network.service"}
 """Started by the first connection to `<run dir>/<name>.sock`, which they are handed."""
@@ -85,7 +86,9 @@ def preload() -> None:
     """
     for name, module in {**SERVICES, **ON_DEMAND}.items():
         try:
-            importlib.import_module(module)
+            program = importlib.import_module(module)
+            if service := getattr(program, "SERVICE", ""):
+                importlib.import_module(service)
         except Exception as exc:
             logger.warning("cannot load %s in advance: %s", name, exc)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mooring.kit import process
+from mooring.kit.starting import start
 
-from .agent import main as serve
+SERVICE = "mooring.shim.agent"
 
 
 def main() -> None:
-    """Entry point of the process."""
-    process.run("shim-agent", serve)
+    """Run until asked to stop."""
+    start("shim-agent", SERVICE)
 
 
 if __name__ == "__main__":

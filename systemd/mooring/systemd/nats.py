@@ -1,4 +1,7 @@
-"""`python -m mooring.systemd.nats prepare|run`: the embedded nats-server as a unit."""
+"""`python -m mooring.systemd.nats prepare|run STATE_DIR RUN_DIR`: the nats-server as a unit.
+
+Standard library only, as the whole engine waits for it: the unit says what settings would say.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import os
 import pwd
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from mooring.kit import nats_server
-from mooring.kit.config import ConfigError, Settings, load
 
 USER = "mooring-nats"
 
@@ -16,25 +19,25 @@ USER = "mooring-nats"
 def main() -> None:
     """prepare, as root: secret, configuration, address. run, as its user: become the server."""
     try:
-        settings = load()
-        if sys.argv[1:] == ["prepare"]:
-            prepare(settings)
-        elif sys.argv[1:] == ["run"]:
-            command, environment = nats_server.command(settings.state_dir)
-            os.execve(command[0], command, {**os.environ, **environment})
-        else:
-            sys.exit("usage: python -m mooring.systemd.nats prepare|run")
-    except (ConfigError, nats_server.NoServerError) as exc:
+        match sys.argv[1:]:
+            case ["prepare", state_dir, run_dir]:
+                prepare(Path(state_dir), Path(run_dir))
+            case ["run", state_dir, _]:
+                command, environment = nats_server.command(Path(state_dir))
+                os.execve(command[0], command, {**os.environ, **environment})
+            case _:
+                sys.exit("usage: python -m mooring.systemd.nats prepare|run STATE_DIR RUN_DIR")
+    except nats_server.NoServerError as exc:
         sys.exit(f"mooring-nats: {exc}")
 
 
-def prepare(settings: Settings) -> None:
+def prepare(state_dir: Path, run_dir: Path) -> None:
     """Write what the server and its clients read, and give the server its directory."""
-    settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    nats_server.prepare(settings.state_dir, settings.run_dir)
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    nats_server.prepare(state_dir, run_dir)
     with suppress(KeyError):
         user = pwd.getpwnam(USER)
-        _give(str(settings.state_dir / "nats"), user.pw_uid, user.pw_gid)
+        _give(str(state_dir / "nats"), user.pw_uid, user.pw_gid)
 
 
 def _give(directory: str, uid: int, gid: int) -> None:
