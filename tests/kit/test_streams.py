@@ -263,6 +263,35 @@ async def test_a_reader_goes_on_as_soon_as_another_writer_serves(
     assert received == CONTENT
 
 
+async def test_a_stream_goes_on_while_its_writer_lets_requests_end(bus: Bus, far: Bus) -> None:
+    """As when an agent is replaced: a slow stop of one container is no pause for readers."""
+    at_work, done = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow(request: Ask) -> Answer:
+        at_work.release()
+        await done.wait()
+        return Answer(text=f"{request.text} is over")
+
+    opener = Opener()
+    await serve_downloads(far, "t.d", Open, opener)
+    asked = []
+    for text in ("one", "two"):
+        await far.serve(f"t.{text}", Ask, slow)
+        request = bus.request(f"t.{text}", Ask(text=text), Answer, timeout=20)
+        asked.append(asyncio.create_task(request))
+        await at_work.acquire()
+    async with download(bus, "t.d", Open(follow=True), resume=at) as stream:
+        reader = aiter(stream)
+        received = len((await anext(reader))[1])
+        draining = asyncio.create_task(far.drain())
+        while received < len(CONTENT):
+            received += len((await anext(reader))[1])
+        done.set()
+        await draining
+    assert [(await task).text for task in asked] == ["one is over", "two is over"]
+    assert len(opener.sources) == 1
+
+
 async def test_a_download_survives_nats_being_killed(bus: Bus, far: Bus, nats: NatsProcess) -> None:
     await serve_downloads(far, "t.d", Open, Opener())
     received = bytearray()

@@ -318,13 +318,20 @@ class Bus:
         with contextlib.suppress(Disconnected, TimeoutError):
             await self.client.flush(5.0)
 
-    async def _close(self) -> None:
-        for subscription, _ in self._endpoints:
+    async def drain(self) -> None:
+        """Take no more requests, and let those at work end, for a second at most.
+
+        Streams that are open go on meanwhile: who is attached does not wait for others' requests.
+        """
+        endpoints, self._endpoints = self._endpoints, []
+        for subscription, _ in endpoints:
             self.client.unsubscribe(subscription)
+        await asyncio.gather(*(endpoint.close() for _, endpoint in endpoints))
+
+    async def _close(self) -> None:
+        await self.drain()
         for close in self._closing:
             await close()
-        for _, endpoint in self._endpoints:
-            await endpoint.close()
         for consumer in self._consumers:
             await consumer.close()
         for bucket in self._buckets.values():

@@ -165,6 +165,7 @@ async def main(settings: Settings, service: Service) -> None:
                 await agent.start()
                 await service.ready()
                 await service.stop_requested()
+                await bus.drain()
             finally:
                 agent.close()
 
