@@ -12,17 +12,38 @@ from mooring.gateway.gateway import Gateway
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.process import Service
+from tests.fakes import FakeManager
 
 from .client import Client
 from .fakes import FakeEngine
 
 
 class FakeService(Service):
-    """Tells when the gateway is ready."""
+    """Tells when the gateway is ready; keeps descriptors if it has a manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, manager: FakeManager | None = None) -> None:
         super().__init__()
         self.is_ready = asyncio.Event()
+        self._manager = manager
+
+    @property
+    def keeps_descriptors(self) -> bool:
+        """See Service."""
+        return self._manager is not None
+
+    def store(self, name: str, descriptor: int, *, poll: bool = True) -> None:
+        """See Service."""
+        assert self._manager is not None
+        self._manager.store(name, descriptor, poll=poll)
+
+    def unstore(self, name: str) -> None:
+        """See Service."""
+        assert self._manager is not None
+        self._manager.unstore(name)
+
+    def stored(self) -> dict[str, list[int]]:
+        """See Service."""
+        return self._manager.stored() if self._manager is not None else {}
 
     async def ready(self) -> None:
         """See Service."""
@@ -38,9 +59,16 @@ async def engine(bus: Bus) -> FakeEngine:
 
 
 @pytest.fixture
-async def client(settings: Settings, engine: FakeEngine) -> AsyncIterator[Client]:
+def service() -> FakeService:
+    """The process that runs the gateway."""
+    return FakeService()
+
+
+@pytest.fixture
+async def client(
+    settings: Settings, engine: FakeEngine, service: FakeService
+) -> AsyncIterator[Client]:
     """A client of a running gateway."""
-    service = FakeService()
     gateway = Gateway(settings)
     running = asyncio.create_task(serve(gateway, service))
     ready = asyncio.create_task(service.is_ready.wait())

@@ -126,6 +126,10 @@ class FakeEngine:
         self.notes: list[tuple[str, str]] = []
         self.noted = asyncio.Condition()
         self.asked: list[Any] = []
+        self.stopping = asyncio.Event()
+        """Set by the first stop; each one ends once it may."""
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
         self.events = 0
         self.uploaded = b""
         self.echo = False
@@ -315,6 +319,8 @@ class FakeEngine:
         """The run ends."""
         self.asked.append(request)
         record = await self._resolve(request.container)
+        self.stopping.set()
+        await self.may_stop.wait()
         await self.exit(record.id, 143)
         return Done(revision=(await self.containers.get(record.id)).revision)
 

@@ -102,11 +102,12 @@ async def serve(gateway: Gateway, service: Service) -> None:
             async with _going_on(sessions, resumable(gateway)):
                 await service.ready()
                 await service.stop_requested()
+                await server.drain(DRAIN)
                 if sessions is not None:
                     sessions.freeze()
-                await server.close(DRAIN)
+                await server.close()
     finally:
-        await server.close(0.0)
+        await server.close()
         if sessions is not None:
             sessions.close()
 

@@ -437,10 +437,10 @@ class Connection(asyncio.Protocol):
         self._server.loop.call_later(_LINGER, self._transport.close)
 
     def stop(self) -> None:
-        """Close if idle; else after the answer under way. Streams end now."""
+        """Close if idle; else after the answer under way. Streams end now, sessions do not."""
         self._keep_alive = False
         if self._task is None:
             if self._wire is None:
                 self._transport.close()
-        elif self._kind is Kind.STREAM:
+        elif self._kind is Kind.STREAM and not self._handed_over:
             self._task.cancel()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _MOST_KNOWN = 1024
 _READY_TIMEOUT = 30.0
+_LOOK = 0.05
+_LEFT = 0.5
+"""Seconds; what has been called off ends at once."""
 _BACKLOG = 4096
 
 
@@ -83,16 +86,34 @@ class Server:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def close(self, timeout: float) -> None:
-        """Take no more connections; let answers under way end, for up to `timeout` seconds."""
+    async def drain(self, timeout: float) -> None:
+        """Take no more connections; let answers under way end, for up to `timeout` seconds.
+
+        Sessions go on meanwhile: those who are attached do not wait for others' requests.
+        """
         self.draining = True
         self.known.clear()
         for server in self._servers:
             server.close()
         for connection in tuple(self.connections):
             connection.stop()
+        until = self.loop.time() + timeout
+        while (rest := self._answering()) and (left := until - self.loop.time()) > 0:
+            # Not longer: what is under way may become a session.
+            await asyncio.wait(rest, timeout=min(left, _LOOK))
+
+    def _answering(self) -> set[asyncio.Task[None]]:
+        sessions = self.sessions.tasks() if self.sessions is not None else set()
+        return self._tasks - sessions
+
+    async def close(self) -> None:
+        """End what is still under way."""
+        await self.drain(0.0)
+        for task in self._answering():
+            task.cancel()
+        # Sessions that are left to another process have been called off already.
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=timeout)
+            await asyncio.wait(tuple(self._tasks), timeout=_LEFT)
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -139,6 +139,10 @@ class Sessions:
             if wire is not None:
                 await wire.close()
 
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """What serves the sessions."""
+        return {task for task in self._tasks.values() if task is not None}
+
     def freeze(self) -> None:
         """This process is about to end, and another one to follow: leave every session to it."""
         self._frozen = True
