@@ -9,7 +9,7 @@ import pytest
 
 from mooring.kit import subjects
 from mooring.kit.models.container import ContainerRecord, State
-from mooring.kit.models.host import ContainerExited, RunTruth
+from mooring.kit.models.host import ContainerExited, HostStop, HostStopped, RunTruth
 from mooring.lifecycle.differences import Action, difference
 from tests.fakes import FakeHost
 
@@ -180,6 +180,27 @@ async def test_a_stop_waits_for_what_is_told_of_the_runs_before_the_last(
     await stopping
     told = ["create", *["start", "die"] * 3, "stop"]
     assert await client.actions(len(told)) == told
+
+
+async def test_a_stop_that_is_told_late_of_an_end_with_a_restart_to_follow_is_over(
+    client: Client, host: FakeHost, lifecycle: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ended before the stop came to the host, which called its restart off."""
+    container = await client.create("web", restart_policy={"name": "always"})
+    await client.start("web")
+    told = []
+
+    async def stop(request: HostStop) -> HostStopped:
+        told.append(asyncio.create_task(host.exit(container, 5, restarting=True)))
+        return HostStopped(run=1)
+
+    await host.bus.drain()
+    monkeypatch.setattr(host, "stop", stop)
+    await host.serve()
+    await client.stop("web")
+    found = await client.until(container, State.EXITED)
+    assert (found.run, found.exit_code) == (1, 5)
+    await told[0]
 
 
 async def test_a_later_run_in_a_report_waits_for_what_the_facts_say_of_the_one_before(

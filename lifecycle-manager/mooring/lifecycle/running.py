@@ -222,7 +222,12 @@ class RunningHandlers:
         now = engine.claim("").now
         row = await engine.containers.change(key, lambda r: states.stopped_without_exit(r, now))
         if row.record.state is State.STOPPING:
-            row = await self._endings.wait(row, lambda r: r.state is not State.STOPPING, _EXIT_WAIT)
+            row = await self._endings.wait(
+                row, lambda r: r.state is not State.STOPPING or not r.pid, _EXIT_WAIT
+            )
+            # Of an end that came before the stop the policy may have said that it is followed by
+            # another start: there is none any more, whenever that is told.
+            row = await engine.containers.change(key, lambda r: states.stopped_without_exit(r, now))
         if row.record.state is State.STOPPING:
             raise EngineError(
                 f"cannot stop container: {row.record.name}: tried to kill container, "
