@@ -326,6 +326,35 @@ async def test_a_stop_waits_for_what_is_told_of_a_run_that_the_host_began(
     assert await client.actions(6) == ["create", "start", "die", "start", "die", "stop"]
 
 
+async def test_a_kill_that_is_asked_for_again_is_answered_as_done(
+    client: Client, host: FakeHost
+) -> None:
+    """The agent was killed right behind the signal: the next one finds nothing to send it to."""
+    container = await client.create("web")
+    await client.start("web")
+    host.vanish(container, 137)
+    await client.bus.request(subjects.CONTAINER_KILL, KillContainer(container="web"), Done)
+    assert (await client.record(container)).exit_code == 137
+
+
+async def test_what_is_told_of_runs_that_a_policy_began_is_recorded_in_their_order(
+    client: Client, host: FakeHost
+) -> None:
+    """Those of the second run were with a replica that died, and come last."""
+    container = await client.create("web", restart_policy={"name": "always"})
+    await client.start("web")
+    await host.exit(container, 1, restarting=True)
+    second = replace(host.runs[container], run=2)
+    host.runs[container] = second
+    await host.restart(container)
+    await host.exit(container, 3, restarting=True)
+    host.runs[container] = replace(second, running=True, started_ns=second.finished_ns)
+    await host.exit(container, 2, restarting=True)
+    events = [e for e in await client.events(7) if e.actor == container]
+    assert [e.action for e in events] == ["create", *["start", "die"] * 3]
+    assert [e.attributes["exitCode"] for e in events if e.action == "die"] == ["1", "2", "3"]
+
+
 async def test_a_container_is_found_by_name_prefix_and_id(client: Client) -> None:
     container = await client.create("web")
     for text in ("web", "/web", container, container[:12]):

@@ -111,9 +111,11 @@ class Facts:
         )
 
     async def _in_order(self, fact: ContainerStarted | ContainerExited) -> None:
-        """The end of the run before is on its way, perhaps at another replica: let it pass.
+        """What is told of the runs before is on its way, perhaps at another replica: let it pass.
 
         Also before the end of this one: a record that has that takes no end of an earlier run.
+        Each run has been told before the next one began, and its number is in the record unless
+        it was started by its policy: so none is skipped but where facts were lost.
         """
         row = await self._engine.containers.find(fact.id)
         if not _awaits_exit(row.record, fact.run):
@@ -161,4 +163,6 @@ def checked(record: ContainerRecord, fact: HealthChecked, now: int) -> Container
 
 
 def _awaits_exit(record: ContainerRecord, run: int) -> bool:
-    return record.run < run and (record.pid != 0 or record.state is State.STARTING)
+    if record.state is State.REMOVED or record.run >= run:
+        return False
+    return record.run < run - 1 or record.pid != 0 or record.state is State.STARTING

@@ -12,7 +12,14 @@ import contextlib
 from mooring.kit import faults, signals
 from mooring.kit.consumers import ACK_WAIT
 from mooring.kit.endpoints import parse_link
-from mooring.kit.errors import EngineError, InvalidParameter, NotFound, NotModified, Unavailable
+from mooring.kit.errors import (
+    Conflict,
+    EngineError,
+    InvalidParameter,
+    NotFound,
+    NotModified,
+    Unavailable,
+)
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
     ContainerConfig,
@@ -296,7 +303,9 @@ class RunningHandlers:
         )
         try:
             await engine.hosts.kill(record.node, request)
-        except NotFound:
+        except (NotFound, Conflict):
+            # It has ended since it was looked at, perhaps by this very signal: an agent that is
+            # killed before it answers is asked again.
             await self._endings.ask(record)
         faults.point("lifecycle.kill.hosted")
         if record.state is State.PAUSED:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 
-from .errors import EngineError
+from .errors import EngineError, Unavailable
 from .jetstream import JetStream, Message, OrderedReader, when_there
 from .nats_client import Subscription
 from .nats_protocol import Disconnected, Msg
@@ -158,6 +158,9 @@ class Consumer:
         except asyncio.CancelledError:
             answer = b"-NAK"
             raise
+        except Unavailable as exc:
+            logger.info("a message on %s comes again: %s", message.subject, exc)
+            answer = b'-NAK {"delay": 1000000000}'
         except Exception:
             logger.exception("a message on %s was not handled, it comes again", message.subject)
             answer = b'-NAK {"delay": 1000000000}'
