@@ -55,6 +55,8 @@ _CLAIM_LIMIT = 120 * SECOND
 
 SETTLED_SECONDS = 20.0
 """How long a create waits for a network of the same name that is being made or removed."""
+_LOOK_SECONDS = 1.0
+"""After so long it is looked at again: a claim whose replica died is given back."""
 
 
 class NetworkHandlers:
@@ -84,11 +86,8 @@ class NetworkHandlers:
         if not nodes:
             raise Unavailable("no host has joined the engine yet: its runtime worker is starting")
         record.node = max(nodes, key=lambda node: node.seen_ns).id
-        await self._name_settled(record.name)
-        self._check_name(record.name, (await self._claims())[0].claims)
-        used = await engine.hosts.subnets(record.node) if _wants_subnet(record) else []
         with engine.holding(network_id):
-            record = await self._claim(record, used)
+            record = await self._claim_in_turn(record)
             faults.point("lifecycle.network.claimed")
             record = network_states.creating(record, engine.claim(request.request_id))
             try:
@@ -292,7 +291,7 @@ class NetworkHandlers:
                     record.model_copy(update={"ipam": keep}), used, [], self._pools
                 )
                 return claims
-            self._check_name(record.name, claims)
+            self._check_name(record, claims)
             self._check_interface(record, claims)
             taken = [text for claim in claims.values() for text in claim.subnets]
             taken += self._bridge_subnets()
@@ -309,17 +308,39 @@ class NetworkHandlers:
         await self._change_claims(decide)
         return chosen
 
-    async def _name_settled(self, name: str) -> None:
-        """Wait for the end of the making or removal of a network: meanwhile nobody finds it by its
-        name, and that the name were taken would be no answer."""
-        for row in list(self._engine.networks.rows()):
-            if row.record.name == name and not _is_settled(row.record):
-                with contextlib.suppress(TimeoutError):
-                    await self._engine.networks.until(row.key, _is_settled, SETTLED_SECONDS)
+    async def _claim_in_turn(self, record: NetworkRecord) -> NetworkRecord:
+        """Claim what a network needs once it is certain whether its name is taken. Conflict."""
+        while True:
+            await self._name_settled(record)
+            self._check_name(record, (await self._claims())[0].claims)
+            hosts = self._engine.hosts
+            used = await hosts.subnets(record.node) if _wants_subnet(record) else []
+            # Another create that waited may be faster: whether it succeeds is waited for as well.
+            with contextlib.suppress(Conflict):
+                return await self._claim(record, used)
 
-    def _check_name(self, name: str, claims: dict[str, Claimed]) -> None:
-        if any(claim.name == name for claim in claims.values()):
-            raise Conflict(f"network with name {name} already exists")
+    async def _name_settled(self, record: NetworkRecord) -> None:
+        """Wait for the end of the making or removal of another network of this name: meanwhile
+        nobody finds it by its name, and that the name were taken would be no answer."""
+        deadline = time.monotonic() + SETTLED_SECONDS
+        while (key := await self._unsettled(record)) and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await self._engine.networks.until(key, _is_made, min(left, _LOOK_SECONDS))
+
+    async def _unsettled(self, record: NetworkRecord) -> str:
+        """The id of another network of this name that is being made or removed; empty for none."""
+        networks = self._engine.networks
+        claims, _ = await self._claims()
+        if key := _holder(record, claims.claims):
+            row = networks.get(key)
+            return "" if _is_made(row.record if row else None) else key
+        # A removal gives the name back before it is told.
+        named = (row for row in networks.rows() if row.record.name == record.name)
+        return next((row.key for row in named if not _is_settled(row.record)), "")
+
+    def _check_name(self, record: NetworkRecord, claims: dict[str, Claimed]) -> None:
+        if _holder(record, claims):
+            raise Conflict(f"network with name {record.name} already exists")
 
     def _check_interface(self, record: NetworkRecord, claims: dict[str, Claimed]) -> None:
         for key, claim in claims.items():
@@ -392,8 +413,19 @@ class NetworkHandlers:
             engine.events.forget(row.key)
 
 
-def _is_settled(record: NetworkRecord | None) -> bool:
-    return record is None or record.progress not in (Progress.CREATING, Progress.REMOVING)
+def _holder(record: NetworkRecord, claims: dict[str, Claimed]) -> str:
+    """Who else has claimed this network's name; empty for nobody."""
+    named = (key for key, claim in claims.items() if claim.name == record.name)
+    return next((key for key in named if key != record.id), "")
+
+
+def _is_settled(record: NetworkRecord) -> bool:
+    return record.progress not in (Progress.CREATING, Progress.REMOVING)
+
+
+def _is_made(record: NetworkRecord | None) -> bool:
+    """Whether what is claimed is there: a claim comes before its record."""
+    return record is not None and _is_settled(record)
 
 
 def _is_shown(record: NetworkRecord) -> bool:
