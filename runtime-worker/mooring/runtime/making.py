@@ -248,8 +248,13 @@ class Making:
             for name in WAKING:
                 if name in everything:
                     sleeper.register(everything[name], READ)
-        # From here on the shim does not wake up for this process any more.
-        send_with(self.shim.socket, join({"names": list(more)}), list(more.values()))
+        # From here on the shim does not wake up for this process any more. It may have been killed
+        # meanwhile: then what the agent is sent is all that is left for a successor.
+        killed: OSError | None = None
+        try:
+            send_with(self.shim.socket, join({"names": list(more)}), list(more.values()))
+        except OSError as exc:
+            killed = exc
         if agent is not None:
             assert self._log is not None
             held = shared(everything)
@@ -262,6 +267,8 @@ class Making:
             agent.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         os.close(os.open(f"{self._directory}/executed", flags, 0o600))
+        if killed is not None:
+            raise killed
 
     def _step(self, name: str) -> None:
         now = time.monotonic()

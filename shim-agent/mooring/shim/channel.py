@@ -61,7 +61,7 @@ class Channel:
         sends it sends it again."""
         self._unsent: deque[bytes] = deque()
         self._open = True
-        self._loop.add_reader(sock.fileno(), self._readable)
+        self._loop.add_reader(sock.fileno(), self.read)
 
     @property
     def open(self) -> bool:
@@ -159,7 +159,8 @@ class Channel:
             return
         self._loop.remove_writer(self._sock.fileno())
 
-    def _readable(self) -> None:
+    def read(self) -> None:
+        """Handle what has come."""
         # Several packets to a wake-up, but not so many that one shim starves the others.
         for _ in range(16):
             if not self._open:

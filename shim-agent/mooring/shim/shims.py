@@ -142,7 +142,8 @@ class Shims:
             except OSError as exc:
                 logger.error("cannot accept a shim: %s", exc)
                 return
-            Channel(sock, self._event, self._closed)
+            # What it holds is mostly said by now, and to be kept before anything happens to us.
+            Channel(sock, self._event, self._closed).read()
 
     async def _connect(self, run: Run, record: ShimRecord) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)

@@ -191,7 +191,10 @@ class Start:
         if agent is not None:
             self._agent = agent
             more["agent"] = agent.fileno()
-        send_with(self._shim, join({"names": list(more)}), list(more.values()))
+        try:
+            send_with(self._shim, join({"names": list(more)}), list(more.values()))
+        except OSError:
+            pass  # It was killed: what the agent is sent is all that is left for a successor.
         fds = {**self._fds, **more}
         for name in WAKING:
             if name in fds:
