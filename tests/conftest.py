@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import socket
@@ -19,6 +20,24 @@ from mooring.kit.bus import Bus
 from mooring.kit.config import Settings, load
 
 from .forks import Forker, forker
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--cgroup2", action="store_true", help="see cgroup v2, also on a hybrid host")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where it is asked for, /sys/fs/cgroup is the unified hierarchy for all that runs here."""
+    if config.getoption("--cgroup2") and not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        libc = ctypes.CDLL(None, use_errno=True)
+        recursive_private, bind, new_mounts = 0x44000, 0x1000, 0x20000
+        if (
+            libc.unshare(new_mounts)
+            or libc.mount(None, b"/", None, recursive_private, None)
+            or libc.mount(b"/sys/fs/cgroup/unified", b"/sys/fs/cgroup", None, bind, None)
+        ):
+            raise pytest.UsageError(f"no cgroup v2 here: {os.strerror(ctypes.get_errno())}")
 
 
 def pytest_asyncio_loop_factories(

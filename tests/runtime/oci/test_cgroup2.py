@@ -1,16 +1,20 @@
 """Version 2 for real: on the unified hierarchy, which a hybrid host has as well.
 
-There it may have no controllers, so limits are tested as values (test_values.py); membership, the
-freezer, killing and the device program need none.
+There it may have no controllers, so limits are tested as values (test_values.py) and in a directory
+that stands for a cgroup; membership, the freezer, killing and the device program need none. With
+`--cgroup2` all other tests see this version as well.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from mooring.runtime.oci import cgroup2, cgroups
+from mooring.runtime.oci.cgroup2 import CgroupV2
+from mooring.runtime.oci.container import OciError
 
 from .conftest import Box, default_spec
 
@@ -82,3 +86,77 @@ def test_its_own_cgroup_is_what_it_sees(unified: Box) -> None:
     lines = unified.run(spec).output.splitlines()
     assert lines[0] == "1"
     assert "0::/" in lines
+
+
+# --- limits, in a directory that stands for a hierarchy ---
+
+
+@pytest.fixture
+def hierarchy(tmp_path: Path) -> Path:
+    """The hierarchy's root, with a cgroup `parent` that somebody else has made."""
+    for directory in (tmp_path, tmp_path / "parent"):
+        directory.mkdir(exist_ok=True)
+        (directory / "cgroup.controllers").write_text("cpu memory\n")
+        (directory / "cgroup.subtree_control").write_text("")
+    return tmp_path
+
+
+def test_controllers_are_handed_down_below_a_parent_that_was_there(hierarchy: Path) -> None:
+    CgroupV2("/parent/c", str(hierarchy)).create()
+    for directory in (hierarchy, hierarchy / "parent"):
+        # Each write overwrites the one before it in a plain file.
+        assert "memory" in (directory / "cgroup.subtree_control").read_text()
+    assert (hierarchy / "parent/c").is_dir()
+
+
+def test_a_parent_that_lost_its_controllers_gets_them_again(
+    hierarchy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroup = CgroupV2("/parent/c", str(hierarchy))
+    cgroup.create()
+
+    def hand_down(directory: str) -> None:
+        if directory.endswith("/parent"):
+            (hierarchy / "parent/c/memory.max").touch()
+
+    monkeypatch.setattr(cgroup2, "enable_controllers", hand_down)
+    cgroup.apply({"memory": {"limit": 7 << 20}})
+    assert (hierarchy / "parent/c/memory.max").read_text() == str(7 << 20)
+
+
+def test_a_limit_that_this_kernel_does_not_have_is_named(hierarchy: Path) -> None:
+    cgroup = CgroupV2("/parent/c", str(hierarchy))
+    cgroup.create()
+    with pytest.raises(OciError, match=r"cannot set pids.max: this kernel has no such"):
+        cgroup.apply({"pids": {"limit": 5}})
+
+
+def test_every_limit_is_in_its_file(hierarchy: Path) -> None:
+    cgroup = CgroupV2("/parent/c", str(hierarchy))
+    cgroup.create()
+    files = {
+        "memory.max": "8388608", "memory.swap.max": "4194304", "memory.low": "1048576",
+        "cpu.max": "50000 100000", "cpu.weight": "39", "pids.max": "9", "cpuset.cpus": "0-1",
+        "cpuset.mems": "0", "io.max": "8:0 wbps=5",
+    }  # fmt: skip
+    for name in files:
+        (hierarchy / "parent/c" / name).touch()
+    throttled = [{"major": 8, "minor": 0, "rate": 5}]
+    cgroup.apply(
+        {
+            "memory": {"limit": 8 << 20, "swap": 12 << 20, "reservation": 1 << 20},
+            "cpu": {"quota": 50000, "period": 100000, "shares": 1024, "cpus": "0-1", "mems": "0"},
+            "pids": {"limit": 9},
+            "blockIO": {"throttleWriteBpsDevice": throttled},
+        }
+    )
+    assert {name: (hierarchy / "parent/c" / name).read_text() for name in files} == files
+
+
+def test_kills_for_want_of_memory_are_counted(hierarchy: Path) -> None:
+    cgroup = CgroupV2("/parent/c", str(hierarchy))
+    cgroup.create()
+    (hierarchy / "parent/c/memory.events").write_text("low 0\nmax 5\noom 2\noom_kill 3\n")
+    (hierarchy / "parent/c/memory.max").write_text("max\n")
+    assert cgroup.oom_kills() == 3
+    assert cgroup.watch_oom() == -1

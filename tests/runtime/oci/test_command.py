@@ -160,6 +160,7 @@ def test_pause_and_resume(runtime: Runtime) -> None:
     assert runtime.status() == "running"
 
 
+@pytest.mark.usefixtures("controllers")
 def test_limits_are_updated_and_counted(runtime: Runtime) -> None:
     runtime.configure("sleep", "100")
     runtime.create()

@@ -13,7 +13,7 @@ from mooring.runtime.oci.container import OciError
 
 from .conftest import Box, default_spec
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("controllers")]
 
 
 def limited(command: str, **resources: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_every_process_is_in_the_cgroup(box: Box) -> None:
     assert os.read(reader, 100) == b"started\n"
     assert running.pid in running.cgroup.pids()
     assert len(running.cgroup.pids()) == 2
-    assert cgroups.of_process(running.pid).endswith(running.cgroup.path) or (cgroups.version() == 1)
+    assert cgroups.of_process(running.pid) == running.cgroup.path
     box.clean(running)
     os.close(reader)
 

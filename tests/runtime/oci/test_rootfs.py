@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mooring.runtime.oci import cgroups
 from mooring.runtime.oci.container import OciError
 
 from .conftest import Box, default_spec
@@ -203,9 +204,9 @@ def test_a_mount_of_another_size_replaces_the_usual_one(box: Box) -> None:
 
 
 def test_cgroups_are_shown_read_only(box: Box) -> None:
-    result = box.run(shell("cd /sys/fs/cgroup; for d in . */; do mkdir $d/x; done"))
+    result = box.run(shell("cd /sys/fs/cgroup; for d in . */; do ! [ -d $d ] || mkdir $d/x; done"))
     lines = result.output.splitlines()
-    assert len(lines) >= 2
+    assert len(lines) >= (1 if cgroups.version() == 2 else 2)
     assert all("Read-only file system" in line for line in lines)
 
 

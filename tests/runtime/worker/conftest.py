@@ -161,12 +161,16 @@ class Worker:
             found += map(str, self.run_dir.glob(pattern))
         for directory in ("containers", "trash", "network/leases"):
             found += map(str, (self.state / directory).iterdir())
-        for cgroup in Path("/sys/fs/cgroup").glob(f"*/{self.settings.instance}/*"):
-            if cgroup.is_dir() and not cgroup.name.startswith("warm."):
+        for cgroup in self.cgroups("*"):
+            if not cgroup.name.startswith("warm."):
                 found.append(str(cgroup))
         mounts = Path("/proc/self/mountinfo").read_text()
         found += [line for line in mounts.splitlines() if str(self.run_dir) in line]
         return found
+
+    def cgroups(self, name: str) -> list[Path]:
+        """The cgroups of that name (a pattern) below the engine's own, of either version."""
+        return cgroups_of(self.settings, name)
 
     def image(self) -> ImageRecord:
         """What all containers are made of."""
@@ -199,6 +203,13 @@ async def until(condition: Any, seconds: float = 20.0) -> None:
             await asyncio.sleep(0.005)
 
 
+def cgroups_of(settings: Settings, name: str) -> list[Path]:
+    """The cgroups of that name (a pattern) below an engine's own: in a hierarchy of v1, or v2's."""
+    root, below = Path("/sys/fs/cgroup"), f"{settings.instance}/{name}"
+    found = [*root.glob(below), *root.glob(f"*/{below}")]
+    return [path for path in found if path.is_dir()]
+
+
 def _over(directory: Path) -> bool:
     ends = ("exit.json", "exit.acked")
     return not directory.exists() or any((directory / name).exists() for name in ends)
@@ -218,5 +229,4 @@ async def worker(settings: Settings, bus: Bus, forks: Forker) -> AsyncIterator[W
     for shim in settings.run_dir.glob("shims/*/shim.json"):
         await until(functools.partial(_over, shim.parent))
     await worker.stop()
-    parents = Path("/sys/fs/cgroup").glob(f"*/{settings.instance}/*")
-    await until(lambda: not [path for path in parents if path.is_dir()])
+    await until(lambda: not cgroups_of(settings, "*"))

@@ -34,8 +34,8 @@ async def prepared(worker: Worker, record: ContainerRecord) -> None:
 
 def waiting(worker: Worker, record: ContainerRecord) -> list[Path]:
     """The processes in the container's cgroup."""
-    groups = Path("/sys/fs/cgroup").glob(f"*/{worker.settings.instance}/{record.id}/cgroup.procs")
-    return [Path(f"/proc/{pid}") for group in groups for pid in group.read_text().split()]
+    groups = worker.cgroups(record.id)
+    return [Path(f"/proc/{p}") for g in groups for p in (g / "cgroup.procs").read_text().split()]
 
 
 @pytest.mark.parametrize("network", ["none", "bridge"])

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = "/sys/fs/cgroup"
+_delegating: set[str] = set()
+"""The directories of which this process has made sure that those below have all controllers."""
 
 
 class CgroupV2(Cgroup):
@@ -34,12 +36,22 @@ class CgroupV2(Cgroup):
 
     def _set(self, name: str, value: object) -> None:
         try:
-            write(self._file(name), str(value))
+            try:
+                write(self._file(name), str(value))
+            except FileNotFoundError:
+                if not self.exists():
+                    raise
+                # The parent was made anew by somebody else, or has lost a controller.
+                self._create_parents()
+                write(self._file(name), str(value))
         except OSError as error:
             raise self._refused(name, error) from error
 
     def create(self) -> None:
         directory = self._root + self.path
+        if os.path.dirname(directory) not in _delegating:
+            # It may be there, made by systemd for us to divide.
+            self._create_parents()
         for _ in range(100):
             try:
                 os.mkdir(directory, 0o755)
@@ -61,6 +73,7 @@ class CgroupV2(Cgroup):
             except FileExistsError:
                 pass
         enable_controllers(at)
+        _delegating.add(at)
 
     def enter(self) -> None:
         write(self._file("cgroup.procs"), "0")

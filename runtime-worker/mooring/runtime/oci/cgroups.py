@@ -67,6 +67,6 @@ def of_process(pid: int) -> str:
     """The path of a process's cgroup: of the first hierarchy with a controller, or of v2."""
     for line in read(f"/proc/{pid}/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if version() == 2 or (controllers and not controllers.startswith("name=")):
+        if not controllers if version() == 2 else controllers[:5] not in ("", "name="):
             return path
     return "/"
