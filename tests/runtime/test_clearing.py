@@ -195,6 +195,24 @@ async def test_unread_output_of_an_exec_does_not_stay_for_long_once_its_containe
     await reaper.close(last=False)
 
 
+async def test_recovery_removes_the_cgroup_of_a_half_made_run_wherever_it_is(
+    layout: Layout, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below another parent than ours (`--cgroup-parent`) nobody else would ever look."""
+    removed: list[str] = []
+
+    async def remove(path: str) -> None:
+        removed.append(path)
+
+    monkeypatch.setattr(reaper, "remove_cgroup", remove)
+    directory = Path(layout.run_directory(ID, 1))
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": f"/else/{ID}"}}))
+    await reaper.recover()
+    assert removed == [f"/else/{ID}"]
+    assert not directory.exists()
+
+
 async def test_recovery_undoes_what_is_half_made_and_finishes_what_was_removed(
     layout: Layout, reaper: Reaper
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import os
 import time
@@ -159,9 +160,14 @@ class Reaper:
         for id_, run in list(self._runs):
             holder = f"{id_}.{run}"
             found = self._runs.find(id_, run)
-            if found is not None and found.stage is Stage.HALF and await self.fence(id_, run):
-                logger.info("undone: half-made run %s", holder)
-                found = None
+            if found is not None and found.stage is Stage.HALF:
+                # It may be below another parent than ours (`--cgroup-parent`).
+                cgroup = _cgroup_of(found.directory)
+                if await self.fence(id_, run):
+                    logger.info("undone: half-made run %s", holder)
+                    if not self._runs.live(id_):
+                        await self.remove_cgroup(cgroup)
+                    found = None
             if found is None:
                 self._runs.forget(id_, run)
             elif found.stage is Stage.OVER:
@@ -272,3 +278,13 @@ class Reaper:
                 cgroup.remove()
         except (OciError, OSError) as exc:
             logger.warning("cannot remove cgroup %s: %s", path, exc)
+
+
+def _cgroup_of(directory: str) -> str:
+    """The cgroup that a bundle names; empty where it was not written yet."""
+    try:
+        with open(f"{directory}/config.json", "rb") as file:
+            linux = json.load(file).get("linux") or {}
+    except (FileNotFoundError, ValueError):
+        return ""
+    return str(linux.get("cgroupsPath") or "")
