@@ -14,7 +14,6 @@ from mooring.kit.errors import EngineError, Unavailable
 from .launching import FORK_TIMEOUT, Launcher, ShimDied
 from .oci import ahead, machine
 from .oci.cgroup import Cgroup
-from .oci.cgroup1 import names_of
 from .oci.cgroups import attach
 from .oci.program import Program
 from .oci.template import DEVICE_RULES
@@ -40,9 +39,12 @@ class BareShim:
     )  # fmt: skip
 
     def __init__(
-        self, pid: int, fds: list[int], cgroup: Cgroup, program: Program, code: str = ""
+        self, pid: int, fds: list[int], cgroup: Cgroup | None, program: Program, code: str = ""
     ) -> None:
-        """fds: the shim's socket, the channel of its process, what the shim sleeps on."""
+        """fds: the shim's socket, the channel of its process, what the shim sleeps on.
+
+        cgroup: that of its process; None on v2, where this is the parent of the container's.
+        """
         self.pid = pid
         self.code = code
         self.start = start_time(pid)
@@ -87,7 +89,7 @@ class BareShim:
             finally:
                 loop.remove_reader(self.channel.fileno())
             message, ancillary = self._receive()
-        if message == ahead.PREPARED:
+        if message in (ahead.PREPARED, ahead.READY):
             self._meet(ancillary)
         if message[:1] == machine.FAILED:
             error = program.explain(message)
@@ -97,10 +99,17 @@ class BareShim:
         raise ShimDied("the container's first process died while it was being set up")
 
     def _meet(self, ancillary: list[tuple[int, int, bytes]]) -> None:
-        """The kernel says who has sent this."""
+        """The kernel says who has sent this: on v2 the parent, and then its child."""
+        sender = self.init
         for _, kind, data in ancillary:
             if kind == socket.SCM_CREDENTIALS:
-                self.init = _CREDENTIALS.unpack(data)[0]
+                sender = _CREDENTIALS.unpack(data)[0]
+        if sender == self.init:
+            return
+        self.init = sender
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
         try:
             self.pidfd = os.pidfd_open(self.init)
         except (OSError, OverflowError) as exc:
@@ -124,7 +133,8 @@ class BareShim:
         self.sleeper = self.pidfd = -1
         if not self._used:
             self._used = True
-            self.cgroup.remove()
+            if self.cgroup is not None:
+                self.cgroup.remove()
 
     def kill(self) -> None:
         """End its process, which has not executed anything."""
@@ -145,19 +155,26 @@ class BareForks:
         self._numbers = itertools.count(1)
 
     async def fork(self, cgroup: str | None) -> BareShim:
-        """A fresh one, its process on the way to being prepared, in a cgroup of that name."""
-        assert cgroup is not None
+        """A fresh one, its process on the way to being prepared, in a cgroup of that name.
+
+        None on v2: it is the parent of one that will be born where the container's cgroup is.
+        """
+        if cgroup is None:
+            return await self._fork(None, *self._prepare_parent())
         made = attach(cgroup)
         # Its child enters it; this process makes it, which has no copied pages to pay for that.
         made.create()
         try:
             made.apply({"devices": DEVICE_RULES})
             packet, program = self._prepare(made)
-            pid, fds, code = await self._launcher.fork_bare()
-            shim = BareShim(pid, fds, made, program, code)
+            return await self._fork(made, packet, program)
         except BaseException:
             made.remove()
             raise
+
+    async def _fork(self, cgroup: Cgroup | None, packet: bytes, program: Program) -> BareShim:
+        pid, fds, code = await self._launcher.fork_bare()
+        shim = BareShim(pid, fds, cgroup, program, code)
         try:
             shim.channel.send(packet)
         except OSError as exc:
@@ -167,6 +184,9 @@ class BareForks:
 
     def _prepare(self, cgroup: Cgroup) -> tuple[bytes, Program]:
         """The program of a waiting process: made once, with the name of its cgroup put in."""
+        # Only the version that this host has is loaded.
+        from .oci.cgroup1 import names_of
+
         above, _, name = cgroup.path.rpartition("/")
         if self._program is None or len(self._placeholder) != len(name):
             self._placeholder = "@" * len(name)
@@ -174,6 +194,13 @@ class BareForks:
             self._program = program.build(), program
         packet, program = self._program
         return packet.replace(self._placeholder.encode(), name.encode()), program
+
+    def _prepare_parent(self) -> tuple[bytes, Program]:
+        """The program of a waiting parent: made once."""
+        if self._program is None:
+            program = ahead.prepare_parent()
+            self._program = program.build(), program
+        return self._program
 
 
 def _open(channel: socket.socket) -> bool:

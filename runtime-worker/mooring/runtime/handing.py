@@ -34,11 +34,12 @@ class Shims:
     def __init__(
         self, launcher: Launcher, size: int, cgroup_root: str | None, runs: Runs, reaper: Reaper
     ) -> None:
-        """size: how many to keep warm of the usual kind. cgroup_root: of those of v1."""
+        """size: how many to keep warm of the usual kind. cgroup_root: where cgroups are prepared
+        for them; None on v2, where none can be."""
         self._runs = runs
         self._reaper = reaper
         self._bare: Pool[BareShim] | None = None
-        if cgroup_root is not None and machine.available():
+        if machine.available():
             self._bare = Pool(BareForks(launcher), size, cgroup_root)
             size = 0
         self._helped: Pool[WarmShim] = Pool(launcher, size, cgroup_root)
@@ -113,7 +114,7 @@ class Shims:
     async def _clear(self, making: Making) -> None:
         """Its shim takes back what it knows of; nothing may be in the way of the next try."""
         await until_gone(making.shim.pid, making.shim.start)
-        for path in (making.shim.cgroup.path, making.cgroup):
+        for path in making.cgroups:
             await self._reaper.remove_cgroup(path)
 
     async def _hand_over(self, shim: WarmShim, message: dict[str, Any]) -> dict[str, Any]:

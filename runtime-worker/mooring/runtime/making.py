@@ -44,7 +44,13 @@ from .oci.mountspec import is_bind
 from .oci.namespaces import Namespaces
 from .oci.program import Program
 from .oci.rootsource import Overlay, open_root
-from .oci.starting import check_supported, name_cgroup, open_namespace, open_source
+from .oci.starting import (
+    check_supported,
+    make_cgroup,
+    name_cgroup,
+    open_namespace,
+    open_source,
+)
 from .oci.template import DEVICE_RULES
 
 logger = logging.getLogger(__name__)
@@ -65,6 +71,7 @@ class Making:
         self._directory: str = message["dir"]
         self.cgroup: str = message["cgroup"]
         self._cgroup = attach(self.cgroup)
+        self._made_cgroup = False
         self._fds: list[int] = []
         self._streams: Streams | None = None
         self._log: LogWriter | None = None
@@ -129,6 +136,12 @@ class Making:
         """Whether what was made is still there, the shim and its process."""
         return self._program is not None and self.shim.alive()
 
+    @property
+    def cgroups(self) -> list[str]:
+        """The paths of what there is of cgroups for this start alone."""
+        found = [self.shim.cgroup.path] if self.shim.cgroup is not None else []
+        return [*found, self.cgroup] if self._made_cgroup else found
+
     def abandon(self) -> None:
         """What was made is not wanted: wait for the end of the shim."""
         self._undo()
@@ -155,7 +168,7 @@ class Making:
         root = open_root(spec, message["bundle"], overlay)
         self._kept["root"] = root
         self._streams = streams = Streams(False, message["stdin"], True)
-        name_cgroup(self.shim.cgroup, self._cgroup)
+        born_in = self._take_cgroup()
         job = Job(spec, streams.child, root)
         joined = [
             (flag, self._own(open_namespace(path)))
@@ -168,10 +181,19 @@ class Making:
             if is_bind(mount)
         }
         filter_ = _read(message["seccomp"]) if message["seccomp"] else None
-        packet = job.build(joined, binds, filter_, _permitted())
+        packet = job.build(joined, binds, filter_, _permitted(), born_in)
         rights = b"".join(fd.to_bytes(4, "little") for fd in job.fds)
         self.shim.channel.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         return job
+
+    def _take_cgroup(self) -> str:
+        """Have the container's cgroup; on v2, its directory, for the process to be born there."""
+        if self.shim.cgroup is not None:
+            name_cgroup(self.shim.cgroup, self._cgroup)
+            return ""
+        make_cgroup(self._cgroup)
+        self._made_cgroup = True
+        return self._cgroup.directories()[0]
 
     def _own(self, fd: int) -> int:
         self._fds.append(fd)

@@ -266,7 +266,7 @@ def any_live(runs: Runs) -> bool:
 
 
 def _pool_root(settings: Settings) -> str | None:
-    # v2 has no rename of cgroups; there a process is born in the right one.
+    # v2 has no rename of cgroups: there a process is born in the right one.
     return settings.cgroup_root if cgroups.version() == 1 else None
 
 

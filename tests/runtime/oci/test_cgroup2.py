@@ -8,15 +8,23 @@ that stands for a cgroup; membership, the freezer, killing and the device progra
 from __future__ import annotations
 
 import os
+import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mooring.runtime.oci import cgroup2, cgroups
+from mooring.runtime.oci import ahead, cgroup2, cgroups, devicefilter, machine
 from mooring.runtime.oci.cgroup2 import CgroupV2
 from mooring.runtime.oci.container import OciError
+from mooring.runtime.oci.job import Job
+from mooring.runtime.oci.mountapi import clone_tree
+from mooring.runtime.oci.namespaces import Namespaces
+from mooring.runtime.oci.starting import make_cgroup
 
-from .conftest import Box, default_spec
+from .conftest import Box, Result, default_spec
 
 pytestmark = pytest.mark.kernel
 
@@ -86,6 +94,134 @@ def test_its_own_cgroup_is_what_it_sees(unified: Box) -> None:
     lines = unified.run(spec).output.splitlines()
     assert lines[0] == "1"
     assert "0::/" in lines
+
+
+# --- by the machine ---
+
+
+class Parent:
+    """A prepared parent, and the container that it has in a cgroup."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self.cgroup = cgroups.attach(f"{box.parent}/born")
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.channel.settimeout(10)
+        executable = machine.executable()
+        path = f"/proc/self/fd/{os.dup2(executable, 60, inheritable=False)}"
+        os.close(executable)
+        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+        self.pid = os.posix_spawn(path, ["m"], {}, file_actions=actions)
+        os.close(60)
+        theirs.close()
+        self.channel.send(ahead.prepare_parent().build())
+        assert self.heard() == ahead.PREPARED
+
+    def heard(self) -> bytes:
+        """What its process says; its number is in `init`."""
+        message, ancillary, _, _ = self.channel.recvmsg(64, 64)
+        for _, _, data in ancillary:
+            self.init = int.from_bytes(data[:4], "little")
+        return message
+
+    def bear(self, spec: dict[str, Any]) -> Result:
+        """Run a container; everything it prints."""
+        make_cgroup(self.cgroup)
+        reader, writer = os.pipe()
+        root = clone_tree(str(self._box.rootfs), recursive=False)
+        job = Job(spec, (writer, writer, writer), root)
+        assert not Namespaces(spec).joined
+        packet = job.build([], {}, None, (1 << 38) - 1, self.cgroup.directories()[0])
+        socket.send_fds(self.channel, [packet], job.fds)
+        os.close(writer)
+        os.close(root)
+        assert self.heard() == ahead.READY
+        assert os.waitpid(self.pid, 0)[1] == 0
+        assert self.cgroup.pids() == [self.init]
+        self.channel.send(ahead.GO)
+        assert self.heard() == b""
+        output = b""
+        while part := os.read(reader, 65536):
+            output += part
+        os.close(reader)
+        return Result(os.waitpid(self.init, 0)[1], output.decode())
+
+
+@pytest.fixture
+def parent(unified: Box) -> Iterator[Parent]:
+    if not machine.available() or unified.warm:
+        pytest.skip("once, where there is a machine")
+    made = Parent(unified)
+    yield made
+    made.channel.close()
+    made.cgroup.remove()
+    # What a worker keeps until its end.
+    os.close(devicefilter._usual)
+    devicefilter._usual = -1
+
+
+def test_the_machine_is_born_in_its_cgroup_and_sees_it_as_the_root(parent: Parent) -> None:
+    script = "cat /sys/fs/cgroup/cgroup.procs; grep 0:: /proc/self/cgroup; echo $$; mount; exit 3"
+    spec = default_spec("sh", "-c", script)
+    spec["linux"]["namespaces"].append({"type": "cgroup"})
+    result = parent.bear(spec)
+    lines = result.output.splitlines()
+    assert lines[0] == "1"
+    assert "0::/" in lines
+    assert any(" /sys/fs/cgroup type cgroup2 (ro,nosuid,nodev,noexec" in line for line in lines)
+    assert result.code == 3
+
+
+def test_the_machines_cgroup_has_the_usual_device_rules(parent: Parent) -> None:
+    result = parent.bear(
+        default_spec("sh", "-c", "head -c 1 /dev/zero | wc -c; mknod /tmp/x c 1 11; cat /tmp/x")
+    )
+    assert result.output.startswith("1\n")
+    assert "Operation not permitted" in result.output
+
+
+def test_a_cgroup_with_processes_is_nobody_elses(unified: Box) -> None:
+    reader, writer = os.pipe()
+    running = unified.start(default_spec("sleep", "100"), stdout=writer)
+    with pytest.raises(OciError, match="in use by another container"):
+        make_cgroup(running.cgroup)
+    assert running.cgroup.pids() == [running.pid]
+    unified.clean(running)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_exec_by_machine_is_born_in_the_containers_cgroup(unified: Box) -> None:
+    unified.by_machine = True
+    reader, writer = os.pipe()
+    spec = default_spec("sleep", "100")
+    running = unified.start(spec, stdout=writer)
+    os.close(writer)
+    result = unified.exec(running, spec, "sh", "-c", "cat /proc/self/cgroup; exit 4")
+    assert f"0::{running.cgroup.path}\n" in result.output
+    assert (result.code, unified.entered) == (4, int(machine.available()))
+    unified.clean(running)
+    os.close(reader)
+
+
+def test_an_exec_that_can_not_be_born_is_done_otherwise(unified: Box) -> None:
+    """The cgroup is not there: whoever is asked next has the words for it, and no child is left."""
+    unified.by_machine = True
+    reader, writer = os.pipe()
+    spec = default_spec("sleep", "100")
+    running = unified.start(spec, stdout=writer)
+    os.close(writer)
+    there, running.cgroup = running.cgroup, cgroups.attach("/mooring-test-nothing")
+    with pytest.raises(OciError, match="cannot enter the container"):
+        unified.exec(running, spec, "true")
+    running.cgroup = there
+    os.kill(running.pid, signal.SIGKILL)
+    assert os.waitpid(-1, 0)[0] == running.pid
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)
+    unified.clean(running)
+    os.close(reader)
 
 
 # --- limits, in a directory that stands for a hierarchy ---

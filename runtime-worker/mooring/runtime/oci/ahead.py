@@ -1,8 +1,13 @@
 """What a process does that waits for its container: the program, and what it leaves ready.
 
 The same as init.py and staging.py do in a fork of the interpreter, for `machine`: new namespaces,
-a session of its own, the prepared cgroup (v1), /proc, /dev and /sys/fs/cgroup as nearly every
-container has them.
+a session of its own, /proc, /dev and /sys/fs/cgroup as nearly every container has them.
+
+On cgroup v1 all of it is done ahead, in a cgroup that gets the container's name later (`prepare`).
+On v2 a cgroup keeps the name it was made with, and a process that moves into one waits for a grace
+period of the kernel, some 10 ms, while nobody can fork. It costs nothing to be born there: so a
+parent waits with all that needs no pid namespace (`prepare_parent`), and has its one child when
+the container is known (`be_born`).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from . import devices, template
 from .linux import (
     AT_EMPTY_PATH,
     AT_FDCWD,
+    CLONE_INTO_CGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -40,7 +46,7 @@ from .mountapi import (
     OPEN_TREE_CLONE,
 )
 from .mountspec import Mount, parse
-from .program import CHILD, Cell, Program, slot
+from .program import CHILD, Block, Cell, Field, Program, slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +62,8 @@ A, B, C = (slot(number) for number in range(5, 8))
 _FIRST_TREE = 16
 
 _CLONE_PARENT = 0x8000
+_CLONE_ARGS, _CLONE_ARGS_CGROUP = 88, 80
+"""sizeof(struct clone_args), and the offset of its `cgroup`."""
 _SET_ASIDE = (1, 2, 3, 13, 15, 17, 25, 32, 33)
 """Signals that the shim or its interpreter ignores or handles, and libc's own two."""
 _SIG_SETMASK = 2
@@ -68,21 +76,16 @@ def prepare(cgroups: Sequence[tuple[str, str]]) -> Program:
     cgroups: (name below /sys/fs/cgroup, directory) of its cgroup in each hierarchy of v1.
     """
     program = Program()
-    arguments = (NAMESPACES | _CLONE_PARENT).to_bytes(8, "little") + bytes(80)
-    program.call("clone3", arguments, 88, flags=CHILD)
-    program.call("prctl", PR_SET_DUMPABLE, 0)
-    program.call("prctl", PR_SET_NAME, NAME.encode())
-    reset_signals(program)
+    arguments = _clone_args(NAMESPACES | _CLONE_PARENT)
+    program.call("clone3", arguments, _CLONE_ARGS, flags=CHILD)
     program.call("setsid")
-    program.call("umask", 0)
-    program.call("close_range", 4, 0xFFFFFFFF, 0)
+    _be_apart(program)
     for _, directory in cgroups:
         path = os.fsencode(f"{directory}/tasks")
         program.call("openat", AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, result=A)
         program.call("write", A, b"0", 1)
         program.call("close", A)
-    program.call("openat", AT_FDCWD, b"/", _OPEN_PATH, result=C)
-    set_attributes(program, C, propagation=MS_SLAVE, recursive=True)
+    _leave_host_mounts(program)
     for number, (_, directory) in enumerate(cgroups):
         flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC
         cell = slot(_FIRST_TREE + number)
@@ -94,6 +97,55 @@ def prepare(cgroups: Sequence[tuple[str, str]]) -> Program:
     program.call("close", C)
     program.call("write", 3, PREPARED, 1)
     return program
+
+
+def prepare_parent() -> Program:
+    """From a process of the host to the parent of one container (v2)."""
+    program = Program()
+    program.call("unshare", NAMESPACES & ~CLONE_NEWPID)
+    _be_apart(program)
+    _leave_host_mounts(program)
+    _make_dev(program)
+    program.call("write", 3, PREPARED, 1)
+    return program
+
+
+def be_born(program: Program, directory: str) -> None:
+    """From such a parent to the child that goes on; directory: its cgroup, which it shows, too."""
+    path = os.fsencode(directory)
+    arguments = Block(_clone_args(CLONE_NEWPID | _CLONE_PARENT | CLONE_INTO_CGROUP))
+    program.call("openat", AT_FDCWD, path, _OPEN_PATH, result=Field(arguments, _CLONE_ARGS_CGROUP))
+    program.call("clone3", arguments, _CLONE_ARGS, flags=CHILD)
+    program.call("setsid")
+    _make_proc(program)
+    program.call("open_tree", AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, result=CGROUP)
+    set_attributes(program, CGROUP, parse(template.CGROUP).set)
+
+
+def enter_cgroup(program: Program, directory: str) -> None:
+    """From a process to a sibling of it in another cgroup (v2), which tells who it is."""
+    arguments = Block(_clone_args(_CLONE_PARENT | CLONE_INTO_CGROUP))
+    field = Field(arguments, _CLONE_ARGS_CGROUP)
+    program.call("openat", AT_FDCWD, os.fsencode(directory), _OPEN_PATH, result=field)
+    program.call("clone3", arguments, _CLONE_ARGS, flags=CHILD)
+    program.call("write", 3, PREPARED, 1)
+
+
+def _clone_args(flags: int) -> bytes:
+    return flags.to_bytes(8, "little").ljust(_CLONE_ARGS, b"\0")
+
+
+def _be_apart(program: Program) -> None:
+    program.call("prctl", PR_SET_DUMPABLE, 0)
+    program.call("prctl", PR_SET_NAME, NAME.encode())
+    reset_signals(program)
+    program.call("umask", 0)
+    program.call("close_range", 4, 0xFFFFFFFF, 0)
+
+
+def _leave_host_mounts(program: Program) -> None:
+    program.call("openat", AT_FDCWD, b"/", _OPEN_PATH, result=C)
+    set_attributes(program, C, propagation=MS_SLAVE, recursive=True)
 
 
 def reset_signals(program: Program) -> None:

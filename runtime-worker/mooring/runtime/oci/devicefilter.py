@@ -13,6 +13,7 @@ import os
 
 from .errors import OciError, because
 from .linux import bpf
+from .template import DEVICE_RULES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,6 +175,27 @@ def limit_devices(directory: str, rules: list[dict[str, Any]]) -> None:
                 _detach(cgroup, number)
         finally:
             os.close(program)
+            os.close(cgroup)
+    except OSError as error:
+        raise because("cannot limit the devices of the container", error) from error
+
+
+_usual = -1
+
+
+def limit_usual_devices(directory: str) -> None:
+    """Put the rules that most containers have on a v2 cgroup that has none yet.
+
+    Their program is loaded once, and stays: to have one checked and compiled takes 0.25 ms.
+    """
+    global _usual
+    try:
+        if _usual < 0:
+            _usual = load(assemble(DEVICE_RULES))
+        cgroup = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            bpf(_BPF_PROG_ATTACH, _Attach(cgroup, _usual, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI))
+        finally:
             os.close(cgroup)
     except OSError as error:
         raise because("cannot limit the devices of the container", error) from error

@@ -1,6 +1,8 @@
 """A further process in a running container, by `machine`: exec.py's work as a program.
 
 A fork of the interpreter copies hundreds of pages before it can execute anything; this has ten.
+On cgroup v1 it moves itself into the container's cgroup; on v2 it has a sibling that is born there
+and does the rest (see ahead.py).
 Only what most execs ask for: where a step fails, or can't be done so, the caller begins again with
 `exec_process`, which has a way around it or knows the words for what is impossible.
 """
@@ -10,7 +12,10 @@ from __future__ import annotations
 import os
 from _socket import (
     AF_UNIX,
+    CMSG_SPACE,
+    SCM_CREDENTIALS,
     SCM_RIGHTS,
+    SO_PASSCRED,
     SOCK_CLOEXEC,
     SOCK_SEQPACKET,
     SOL_SOCKET,
@@ -27,6 +32,7 @@ from .linux import (
     KEYCTL_JOIN_SESSION_KEYRING,
     PR_SET_DUMPABLE,
     PR_SET_NAME,
+    SIGKILL,
     permitted_capabilities,
 )
 from .program import TRY, WAIT, Program, received
@@ -42,6 +48,9 @@ if TYPE_CHECKING:
 _INIT = job.STDIO
 """Number of init's pidfd among the descriptors that come with the program."""
 _NOT_HERE = ("terminal", "apparmorProfile", "selinuxLabel")
+_CREDENTIALS_BYTES = 12
+_BORN_SECONDS = 1.0
+"""A birth takes 0.2 ms. It takes for ever in a cgroup that somebody has frozen above ours."""
 _executable = -1
 
 
@@ -116,13 +125,16 @@ def enter(
     values: OCI's process. seccomp: a filter without flags. early: it enters the container now, and
     waits there.
     """
-    if any(values.get(key) for key in _NOT_HERE) or cgroups.version() != 1:
+    if any(values.get(key) for key in _NOT_HERE):
         return None
     if not machine.available() or running.cgroup.frozen():
         return None
+    directories, born_in = running.cgroup.directories(), ""
+    if cgroups.version() == 2:
+        directories, born_in = [], directories[0]
     try:
-        packet = _program(running.cgroup.directories(), values, seccomp, early).build()
-        entering = _begin(running.pidfd, packet, (*stdio, running.pidfd))
+        packet = _program(directories, values, seccomp, early).build()
+        entering = _begin(running.pidfd, packet, (*stdio, running.pidfd), born_in)
         if early:
             entering.come()
         return entering
@@ -169,7 +181,7 @@ def _program(
     return program
 
 
-def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
+def _begin(init: int, packet: bytes, fds: Sequence[int], born_in: str) -> Entering:
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
         moves = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
@@ -177,9 +189,37 @@ def _begin(init: int, packet: bytes, fds: Sequence[int]) -> Entering:
         with PidNamespace(init):
             path = f"/proc/self/fd/{executable()}"
             pid = os.posix_spawn(path, [machine.NAME], {}, file_actions=moves)
+        if born_in:
+            pid = _sibling(ours, pid, born_in)
     except BaseException:
         ours.close()
         raise
     finally:
         theirs.close()
     return Entering(pid, os.pidfd_open(pid), ours, packet, fds)
+
+
+def _sibling(channel: socket, pid: int, directory: str) -> int:
+    """Have a process replaced by one in that cgroup (v2), also a child of ours; its pid.
+
+    OSError where that can't be: then the channel's end is its end, too.
+    """
+    program = Program()
+    # Before the container can look at it.
+    program.call("prctl", PR_SET_DUMPABLE, 0)
+    ahead.enter_cgroup(program, directory)
+    channel.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+    channel.settimeout(_BORN_SECONDS)
+    try:
+        channel.send(program.build())
+        message, ancillary, _, _ = channel.recvmsg(64, CMSG_SPACE(_CREDENTIALS_BYTES))
+    finally:
+        # It has ended, or is not wanted any more.
+        os.kill(pid, SIGKILL)
+        os.waitpid(pid, 0)
+    channel.settimeout(None)
+    if message != ahead.PREPARED:
+        raise program.explain(message)
+    found = [data for _, kind, data in ancillary if kind == SCM_CREDENTIALS]
+    # As the kernel numbers it for us.
+    return int.from_bytes(found[0][:4], "little")

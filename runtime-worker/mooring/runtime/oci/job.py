@@ -92,10 +92,14 @@ class Job:
         binds: dict[int, int],
         filter_: bytes | None,
         permitted: int,
+        born_in: str = "",
     ) -> bytes:
         """The packet. joined: namespace flags and descriptors; binds: number of a mount to its
-        detached source; permitted: the capabilities that the process will have till the end."""
+        detached source; permitted: the capabilities that the process will have till the end;
+        born_in: the directory of its cgroup on v2, where the packet is for a parent."""
         capabilities = process.check(self._process)
+        if born_in:
+            ahead.be_born(self.program, born_in)
         self._enter_namespaces(joined)
         self._build_root(binds)
         self._become_user(capabilities)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypeAlias
 
-    Argument: TypeAlias = "int | bytes | Cell | Array"
+    Argument: TypeAlias = "int | bytes | Cell | Array | Block"
 
 # x86_64: the one processor that the machine is written for.
 CALLS = {
@@ -53,6 +53,26 @@ class Array:
         self.parts = parts
 
 
+class Block:
+    """Bytes of the program's own that stay one piece, for results to be put into them."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class Field:
+    """A 32-bit place in a block: a descriptor that a structure has to name."""
+
+    __slots__ = ("block", "offset")
+
+    def __init__(self, block: Block, offset: int) -> None:
+        """offset: in bytes."""
+        self.block = block
+        self.offset = offset
+
+
 def received(number: int) -> Cell:
     """A descriptor that came with the program."""
     return Cell(machine.RECEIVED + 4 * number)
@@ -66,27 +86,29 @@ def slot(number: int) -> Cell:
 class Program:
     """Collects system calls; `build` makes the packet of them."""
 
-    __slots__ = ("_calls", "_data", "_known", "_labels", "_size")
+    __slots__ = ("_calls", "_data", "_known", "_size")
 
     def __init__(self) -> None:
-        self._calls: list[tuple[int, int, tuple[Argument, ...], int]] = []
-        self._labels: list[str] = []
+        self._calls: list[tuple[int, int, tuple[Argument, ...], Cell | Field | None]] = []
         self._data: list[bytes] = []
-        self._known: dict[bytes, int] = {}
+        self._known: dict[bytes | Block, int] = {}
         self._size = 0
 
     def call(
-        self, name: str, *arguments: Argument, result: Cell | None = None, flags: int = 0
+        self,
+        name: str,
+        *arguments: Argument,
+        result: Cell | Field | None = None,
+        flags: int = 0,
     ) -> None:
         """One call. flags: TRY, CHILD or WAIT; without any, a failure ends it all."""
-        where = 0 if result is None else result.address
-        self._calls.append((CALLS[name], flags, arguments, where))
+        self._calls.append((CALLS[name], flags, arguments, result))
 
     def build(self) -> bytes:
         """The packet; ValueError if it is too long for the machine."""
         base = machine.MEMORY + _OP * (len(self._calls) + 1)
         code = []
-        for number, flags, arguments, where in self._calls:
+        for number, flags, arguments, result in self._calls:
             words = [0, 0, 0, 0, 0, 0]
             for at, argument in enumerate(arguments):
                 if type(argument) is int:
@@ -96,6 +118,11 @@ class Program:
                     flags |= 1 << at
                 else:
                     words[at] = base + self._put(argument, base)
+            where = 0
+            if type(result) is Cell:
+                where = result.address
+            elif type(result) is Field:
+                where = base + self._put(result.block, base) + result.offset
             code.append(_CALL.pack(number, flags, *words, where))
         packet = b"".join([*code, _END, *self._data])
         if len(packet) > machine.PROGRAM_BYTES:
@@ -110,11 +137,12 @@ class Program:
         words = [a for a in self._calls[at][2] if type(a) is bytes] if name != "?" else []
         return failed(name, b" ".join(words)[:200], number)
 
-    def _put(self, value: bytes | Array | int | Cell, base: int) -> int:
-        if type(value) is bytes:
+    def _put(self, value: Argument, base: int) -> int:
+        if type(value) is bytes or type(value) is Block:
             known = self._known.get(value)
             if known is None:
-                known = self._known[value] = self._append(value + b"\0")
+                data = value + b"\0" if isinstance(value, bytes) else value.data
+                known = self._known[value] = self._append(data)
             return known
         assert type(value) is Array
         words = []

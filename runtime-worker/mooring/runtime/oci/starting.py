@@ -259,6 +259,26 @@ def name_cgroup(prepared: Cgroup, wanted: Cgroup) -> None:
         prepared.rename(wanted.path)
 
 
+def make_cgroup(wanted: Cgroup) -> None:
+    """Make a container's cgroup (v2), with the device rules of most; OciError if it is in use."""
+    from .devicefilter import limit_usual_devices
+
+    if wanted.exists():
+        if wanted.pids():
+            raise OciError(f"cgroup {wanted.path} is in use by another container")
+        # Left by a run whose shim was killed.
+        wanted.remove()
+    try:
+        wanted.create()
+    except OSError as error:
+        raise because(f"cannot create cgroup {wanted.path}", error) from error
+    try:
+        limit_usual_devices(wanted.directories()[0])
+    except OciError:
+        wanted.remove()
+        raise
+
+
 def open_source(mount: dict[str, Any], bundle: str) -> int:
     """What a bind mount shows, as a detached mount."""
     source = mount.get("source") or ""
