@@ -137,7 +137,9 @@ class Mooring(Engine):
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         listed = json.loads(status.stdout)
-        roots = {listed["pid"], *(item["pid"] for item in listed["services"])}
+        services = {item["pid"] for item in listed["services"]}
+        # One that waits for its first client has none: 0 is the parent of all that runs here.
+        roots = {listed["pid"], *services} - {0, None}
         containers = descend(set(_shims(self.folder, "init_pid")))
         return sorted((descend(roots) | set(_shims(self.folder, "shim_pid"))) - containers)
 

@@ -22,6 +22,7 @@ from mooring.gateway.sessions.slots import (
     DESCRIPTION,
     EMPTYING,
     MOVING,
+    SLOT,
     SLOTS,
     Slots,
     State,
@@ -237,3 +238,18 @@ async def test_a_client_that_does_not_read_holds_the_session_back() -> None:
 async def _fill(wire: DurableWire) -> None:
     for _ in range(200):
         await wire.send(b"y" * 60_000)
+
+
+def test_slots_that_were_never_used_take_no_memory() -> None:
+    slots = Slots()
+    assert os.fstat(slots.descriptor).st_blocks == 0
+    taken = [slots.take(b"one"), slots.take(b"two")]
+    for number in taken:
+        assert number is not None
+        slots.use(number)
+    again = Slots(os.dup(slots.descriptor))
+    assert set(again.used()) == set(taken)
+    assert again.take(b"three") not in taken
+    assert os.fstat(slots.descriptor).st_blocks * 512 <= 3 * SLOT
+    for each in (slots, again):
+        each.close()

@@ -7,6 +7,7 @@ the state before it.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -87,7 +88,8 @@ class Slots:
             os.ftruncate(descriptor, SLOT * SLOTS)
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, SLOT * SLOTS)
-        self._free = [n for n in reversed(range(SLOTS)) if not self._memory[n * SLOT]]
+        used = set(self.used())
+        self._free = [number for number in reversed(range(SLOTS)) if number not in used]
 
     def take(self, description: bytes) -> int | None:
         """A free slot for a session, not in use yet; None if there is none or it does not fit."""
@@ -112,7 +114,21 @@ class Slots:
 
     def used(self) -> Iterator[int]:
         """The slots of sessions that count."""
-        return (number for number in range(SLOTS) if self._memory[number * SLOT])
+        return (number for number in self._touched() if self._memory[number * SLOT])
+
+    def _touched(self) -> Iterator[int]:
+        """The slots that were ever used: to read the others would give each a page of its own."""
+        at = 0
+        while at < SLOT * SLOTS:
+            try:
+                at = os.lseek(self.descriptor, at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno != errno.ENXIO:
+                    raise
+                return  # There is nothing but a hole from here on.
+            number = at // SLOT
+            yield number
+            at = (number + 1) * SLOT
 
     def description(self, number: int) -> bytes:
         """What a session is; b"" if another version of this program wrote it."""
