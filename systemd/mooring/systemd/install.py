@@ -32,8 +32,9 @@ from .settings import (
 Say = Callable[[str], None]
 CGROUP = f"/mooring.slice/{CONTAINERS}"
 _DEFAULTS: dict[str, object] = {"cgroup_parent": CGROUP}
-REPLACED = ("lifecycle", "runtime", "shim-agent", "gateway")
-"""In the order in which an upgrade replaces them; each finds the one before it renewed."""
+REPLACED = ("lifecycle", "shim-agent", "runtime", "gateway")
+"""In the order in which an upgrade replaces them. Agent and gateway are each a short pause for who
+is attached: the worker is between them, so that one pause is over before the other begins."""
 
 
 def install(
@@ -83,8 +84,8 @@ def replace(
         for name in (*ON_DEMAND, *REPLACED):
             say(f"replacing {service(name)}")
             manager.restart(service(name))
-            if name == "shim-agent":
-                # Before the gateway: each of the two is a short pause for who is attached.
+            if name == "runtime":
+                # By a new agent, and when no shim of older code is made any more.
                 for line in shims.describe(shims.renew(settings, every=every_shim)):
                     say(line)
     return settings
