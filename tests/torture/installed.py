@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Installed(Engine):
         self.host = next(host for host in self.settings.host if host.startswith("unix://"))
         self.socket = self.host.removeprefix("unix://")
         self.env |= {"DOCKER_HOST": self.host, "MOORING_HOST": self.host}
+        self._began = time.time()
         self._before: set[str] = set()
         self._before = set(self.leftovers())
 
@@ -48,7 +50,8 @@ class Installed(Engine):
         return json.loads(done.stdout)
 
     def logs(self) -> str:
-        command = ["journalctl", "--unit=mooring-*", "--since=-5min", "--output=short-precise"]
+        since = f"--since=@{self._began:.0f}"
+        command = ["journalctl", "--unit=mooring-*", since, "--output=short-precise"]
         return subprocess.run(command, capture_output=True, text=True).stdout
 
     @property
