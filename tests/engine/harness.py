@@ -102,6 +102,16 @@ class Engine:
         listed = json.loads((self.run / "supervisor.json").read_text())
         return {item["name"]: item["pid"] for item in listed["services"] if item["pid"]}
 
+    def supervisor(self) -> int:
+        """The pid of the supervisor itself."""
+        pid: int = json.loads((self.run / "supervisor.json").read_text())["pid"]
+        return pid
+
+    def keeper(self) -> int:
+        """The pid of the supervisor's keeper."""
+        pid: int = json.loads((self.run / "supervisor.json").read_text())["keeper"]
+        return pid
+
     def stored(self, service: str) -> int:
         """How many descriptors the supervisor keeps for a service."""
         services = control.status(self.run)["services"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .harness import Engine, engine, numbers, until
+from .harness import SERVICES, Engine, engine, numbers, until
 from .test_run import Terminal
 
 pytestmark = [pytest.mark.kernel, pytest.mark.fault]
@@ -192,6 +192,37 @@ def test_a_graceful_restart_of_the_gateway_is_not_felt_either(docker: Engine) ->
     docker.back("gateway", old)
     code, out = finished(client)
     assert numbers(out) == list(range(1, LINES + 1)) and code == 7
+
+
+@pytest.mark.parametrize("services", [(), SERVICES], ids=["alone", "with all services"])
+def test_a_killed_supervisor_that_is_started_again_is_not_felt(
+    docker: Engine, services: tuple[str, ...]
+) -> None:
+    count = docker.popen("run", "--name", "count", "bb", "sh", "-c", COUNTER)
+    cat = docker.popen("run", "-i", "--name", "cat", "bb", "cat", stdin=subprocess.PIPE)
+    begun(docker, "count")
+    begun(docker, "cat")
+    logs = docker.popen("logs", "-f", "count")
+    terminal = Terminal(docker, "exec", "-it", "cat", "sh")
+    terminal.expect("# ")
+    assert cat.stdin is not None and cat.stdout is not None
+    cat.stdin.write("before\n")
+    cat.stdin.flush()
+    echo = cat.stdout.readline()
+    for pid in (docker.supervisor(), *(docker.pids()[service] for service in services)):
+        os.kill(pid, signal.SIGKILL)
+    cat.stdin.write("between\n")
+    cat.stdin.flush()
+    docker.up()
+    terminal.send("echo $((40+2))\n")
+    terminal.expect("42")
+    terminal.send("exit 9\n")
+    assert terminal.end() == 9
+    out, err = cat.communicate("after\n", timeout=60)
+    assert (echo + out, err) == ("before\nbetween\nafter\n", "")
+    for client, code in ((count, 7), (logs, 0)):
+        found, out = finished(client)
+        assert numbers(out) == list(range(1, LINES + 1)) and found == code
 
 
 def test_a_client_that_leaves_while_no_gateway_runs_leaves_nothing(docker: Engine) -> None:

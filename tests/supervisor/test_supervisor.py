@@ -187,6 +187,80 @@ def test_after_a_killed_supervisor_the_next_one_ends_what_it_left(engine: Engine
     assert not [pid for pid in left if runs(pid)]
 
 
+def kill_supervisor(engine: Engine) -> None:
+    assert engine.process is not None
+    engine.process.kill()
+    engine.process.wait()
+
+
+def keep(engine: Engine, client: socket.socket) -> Any:
+    """Have a connection stored; its lines from then on."""
+    client.settimeout(20)
+    client.connect(engine.socket)
+    client.sendall(b"keep")
+    lines = client.makefile()
+    lines.readline()
+    return lines
+
+
+def test_what_a_service_stored_outlives_a_killed_supervisor(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as before, socket.socket(socket.AF_UNIX) as between:
+        first = keep(engine, before)
+        engine.until(lambda _: engine.service("gateway")["stored"] == 1)
+        kill_supervisor(engine)
+        second = keep(engine, between)
+        engine.start()
+        assert [first.readline(), second.readline()] == ["again\n", "again\n"]
+        assert [first.readline(), second.readline()] == ["", ""]
+    engine.until(lambda _: engine.service("gateway")["stored"] == 0)
+
+
+def test_who_connects_between_two_supervisors_is_answered(engine: Engine) -> None:
+    pid = engine.service("gateway")["pid"]
+    kill_supervisor(engine)
+    os.kill(pid, signal.SIGKILL)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(engine.socket)
+        client.sendall(b"hello")
+        engine.start()
+        assert json.loads(client.makefile().readline())["pid"] == engine.service("gateway")["pid"]
+
+
+def test_a_service_on_demand_that_has_stored_something_runs_under_the_next_supervisor(
+    engine: Engine,
+) -> None:
+    ask_sleeper(engine, b"store")
+    engine.until(lambda _: engine.service("network")["stored"] == 2)
+    kill_supervisor(engine)
+    engine.start()
+    assert engine.service("network")["pid"]
+    assert ask_sleeper(engine, b"hello")[1] == 2
+
+
+def test_a_killed_keeper_is_replaced_by_one_that_knows_as_much(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        lines = keep(engine, client)
+        engine.until(lambda _: engine.service("gateway")["stored"] == 1)
+        keeper = control.status(engine.settings.run_dir)["keeper"]
+        os.kill(keeper, signal.SIGKILL)
+        engine.until(lambda status: status["keeper"] not in (0, keeper))
+        kill_supervisor(engine)
+        engine.start()
+        assert lines.readline() == "again\n"
+
+
+def test_a_keeper_ends_with_its_engine_and_with_its_successor(engine: Engine) -> None:
+    first = control.status(engine.settings.run_dir)["keeper"]
+    kill_supervisor(engine)
+    assert runs(first)
+    engine.start()
+    second = engine.until(lambda _: not runs(first))["keeper"]
+    engine.stop()
+    assert not runs(second)
+    assert not (engine.settings.run_dir / "keeper.sock").exists()
+
+
 def test_a_service_that_hangs_is_killed_by_its_watchdog(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from mooring.runtime.runs import start_time
 from tests.engine.harness import SERVICES, Engine
 
+from .installed import Installed
 from .traces import shims
 
 SHORTEST, LONGEST = 0.2, 2.0
@@ -43,6 +44,8 @@ class Killer(threading.Thread):
             (8, self._launcher),
             (4, self._warm),
         ]
+        if not isinstance(engine, Installed):
+            ways += [(3, self._supervisor), (3, self._keeper)]
         if shims:
             ways += [(16, self._shim), (6, self._shim_and_agent)]
         self._weights, self._ways = zip(*ways, strict=True)
@@ -82,6 +85,15 @@ class Killer(threading.Thread):
             if service in self._single:
                 with contextlib.suppress(OSError):
                     self.kill(pid, service)
+
+    def _supervisor(self) -> None:
+        """The supervisor, as if it ran under a process manager of its own: it is started again."""
+        self.kill(self.engine.supervisor(), "supervisor")
+        self.ended.wait(self.chance.choice((0, 0, self.chance.uniform(0, 1))))
+        self.engine.up()
+
+    def _keeper(self) -> None:
+        self.kill(self.engine.keeper(), "keeper")
 
     def _launcher(self) -> None:
         self.kill(self._launchers()[0], "launcher")

@@ -47,8 +47,13 @@ class Child:
     """
 
     def __init__(
-        self, program: Program, notify: str, listeners: list[tuple[str, socket.socket]]
+        self,
+        program: Program,
+        notify: str,
+        listeners: list[tuple[str, socket.socket]],
+        store: DescriptorStore | None = None,
     ) -> None:
+        """store: what a life of it under another supervisor has left."""
         self.program = program
         self.name = program.name
         self.state = State.IDLE if program.activation else State.STOPPED
@@ -59,9 +64,9 @@ class Child:
         self.status = ""
         self.due: float | None = None
         """When `tick` has something to do (monotonic)."""
-        self.store = DescriptorStore()
+        self.store = DescriptorStore() if store is None else store
         self._notify = notify
-        self._listeners = listeners
+        self.listeners = listeners
         self._born = 0.0
         self._delay = 0.0
         self._killing = False
@@ -69,7 +74,7 @@ class Child:
     @property
     def activator(self) -> socket.socket | None:
         """Whose readability starts it; None for what always runs."""
-        return self._listeners[0][1] if self.program.activation else None
+        return self.listeners[0][1] if self.program.activation else None
 
     def uptime(self) -> float:
         """Seconds of the present life, 0 if there is none."""
@@ -77,7 +82,7 @@ class Child:
 
     def start(self) -> None:
         """Fork it."""
-        descriptors = [(name, made.fileno()) for name, made in self._listeners]
+        descriptors = [(name, made.fileno()) for name, made in self.listeners]
         descriptors += self.store.items()
         watchdog = 0.0 if self.program.command else WATCHDOG
         pid = os.fork()
@@ -95,16 +100,8 @@ class Child:
     def notified(self, notification: Notification) -> None:
         """What the child says of itself; the descriptors it sends are ours to keep or close."""
         fields = notification.fields
-        if "FDSTORE" in fields:
-            name = fields.get("FDNAME", "stored")
-            poll = fields.get("FDPOLL") != "0"
-            if not self.store.add(name, notification.descriptors, poll):
-                logger.warning("%s stores too many descriptors, %s refused", self.name, name)
-        else:
-            for descriptor in notification.descriptors:
-                os.close(descriptor)
-        if "FDSTOREREMOVE" in fields:
-            self.store.remove(fields.get("FDNAME", "stored"))
+        if not self.store.told(fields, notification.descriptors):
+            logger.warning("%s stores too many descriptors", self.name)
         if "STATUS" in fields:
             self.status = fields["STATUS"]
         if fields.get("READY") == "1" and self.state is State.STARTING:

@@ -8,8 +8,11 @@ import json
 import os
 import select
 import signal
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .child import start_time
 
@@ -34,23 +37,43 @@ def lock(directory: Path) -> int:
     return descriptor
 
 
-def end(record: Path) -> list[str]:
-    """End the services that `record` (supervisor.json) names and that still run; their names.
+def recorded(record: Path) -> dict[int, str]:
+    """The services that `record` (supervisor.json) names, by pid, whether they still run or not."""
+    return {item["pid"]: item["name"] for item in _services(record)}
 
-    The bus last, so that the others can finish what they do.
-    """
+
+def living(record: Path) -> list[tuple[str, int]]:
+    """Name and pid of those that still run."""
+    return [
+        (item["name"], item["pid"])
+        for item in _services(record)
+        if start_time(item["pid"]) == item["start"]
+    ]
+
+
+def _services(record: Path) -> list[dict[str, Any]]:
     try:
         listed = json.loads(record.read_text())["services"]
     except (FileNotFoundError, ValueError, KeyError):
         return []
-    alive = [item for item in listed if item["pid"] and start_time(item["pid"]) == item["start"]]
-    services = [item for item in alive if item["name"] != "nats"]
-    _end([item["pid"] for item in services])
-    _end([item["pid"] for item in alive if item not in services])
-    return [item["name"] for item in alive]
+    return [item for item in listed if item["pid"]]
 
 
-def _end(pids: list[int]) -> None:
+def end(
+    alive: list[tuple[str, int]], heard: socket.socket | None, hear: Callable[[], None]
+) -> None:
+    """End these services (see `living`); `hear` what they say until then at the socket `heard`.
+
+    The bus last, so that the others can finish what they do.
+    """
+    for group in (
+        [pid for name, pid in alive if name != "nats"],
+        [pid for name, pid in alive if name == "nats"],
+    ):
+        _end(group, heard, hear)
+
+
+def _end(pids: list[int], heard: socket.socket | None, hear: Callable[[], None]) -> None:
     with contextlib.ExitStack() as opened:
         poll = select.poll()
         waiting = {}
@@ -62,6 +85,8 @@ def _end(pids: list[int]) -> None:
                 signal.pidfd_send_signal(pidfd, signal.SIGCONT)
                 poll.register(pidfd, select.POLLIN)
                 waiting[pidfd] = pid
+        if heard is not None:
+            poll.register(heard, select.POLLIN)
         deadline = time.monotonic() + TIMEOUT
         while waiting:
             left = deadline - time.monotonic()
@@ -71,6 +96,9 @@ def _end(pids: list[int]) -> None:
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 deadline = time.monotonic() + TIMEOUT
                 continue
-            for pidfd, _ in poll.poll(left * 1000):
+            ready = [number for number, _ in poll.poll(left * 1000)]
+            if heard is not None and heard.fileno() in ready:
+                hear()
+            for pidfd in waiting.keys() & set(ready):
                 poll.unregister(pidfd)
                 del waiting[pidfd]

@@ -17,6 +17,7 @@ class DescriptorStore:
 
     def __init__(self) -> None:
         self._kept: dict[str, list[int]] = {}
+        self._polled: set[int] = set()
         self._count = 0
         self._epoll = select.epoll()
 
@@ -30,6 +31,31 @@ class DescriptorStore:
     def items(self) -> list[tuple[str, int]]:
         """Name and descriptor."""
         return [(name, kept) for name, descriptors in self._kept.items() for kept in descriptors]
+
+    def polls(self, descriptor: int) -> bool:
+        """Whether it is dropped when it hangs up."""
+        return descriptor in self._polled
+
+    def told(self, fields: dict[str, str], descriptors: list[int]) -> bool:
+        """What a service says (FDSTORE, FDSTOREREMOVE): keep the descriptors that came with it, or
+        close them. False if there was no room."""
+        kept = True
+        name = fields.get("FDNAME", "stored")
+        if "FDSTORE" in fields:
+            kept = self.add(name, descriptors, fields.get("FDPOLL") != "0")
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if "FDSTOREREMOVE" in fields:
+            self.remove(name)
+        return kept
+
+    def forked(self) -> None:
+        """In a child of the process that it was made in: watch for oneself."""
+        self._epoll.close()
+        self._epoll = select.epoll()
+        for descriptor in self._polled:
+            self._epoll.register(descriptor, 0)
 
     def add(self, name: str, descriptors: list[int], poll: bool = True) -> bool:
         """Keep descriptors (they are ours from now on); False if there is no room.
@@ -46,6 +72,7 @@ class DescriptorStore:
             try:
                 # No events asked for: EPOLLHUP and EPOLLERR are always reported.
                 self._epoll.register(descriptor, 0)
+                self._polled.add(descriptor)
             except PermissionError:
                 pass  # A file or a memfd: nothing at its other end that could go.
         return True
@@ -73,6 +100,7 @@ class DescriptorStore:
 
     def _close(self, descriptor: int) -> None:
         self._count -= 1
+        self._polled.discard(descriptor)
         try:
             # The service may hold a duplicate: closing ours alone would leave it registered.
             self._epoll.unregister(descriptor)

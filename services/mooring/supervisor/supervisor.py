@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from mooring.kit import listening
-from mooring.kit.config import Settings
+from mooring.kit.config import Settings, parse_host
 
-from . import activation, leftovers, notify, orphans, rundir
+from . import activation, keeper, leftovers, notify, orphans, rundir
 from .child import Child, State, start_time
+from .keeper import Keeper, Kept
 from .programs import programs
 
 logger = logging.getLogger(__name__)
 
 CLIENTS = 64
 """Connections to supervisor.sock at a time."""
+KEEPER_DELAY = 0.1
+"""Seconds until a keeper that was killed is followed by another."""
 _MAX_LINE = 4096
 
 
@@ -47,19 +50,25 @@ class Supervisor:
         self._buffers: dict[socket.socket, bytes] = {}
         self._cleanup = contextlib.ExitStack()
         self._hear: Callable[[], None] = lambda: None
+        self._kept = Kept()
+        self._keeper_due: float | None = None
+        self._keeper = Keeper(self._run_dir / "keeper.sock", self._run_dir / "supervisor.json")
 
     def run(self) -> None:
         """Start everything, keep it running, stop it when asked to. AlreadyRunning, OSError."""
         with self._cleanup:
             self._prepare()
             for child in self._children:
-                if child.state is State.IDLE:
+                # What one on demand has stored is to be looked after, as after a kill of it alone.
+                if child.state is State.IDLE and not len(child.store):
                     self._await_client(child)
                 else:
                     self._start(child)
             self._record()
             while not self._stopping or any(child.pid for child in self._children):
                 self._step()
+            # Not if this ends in any other way: then all goes on, and is to be found.
+            self._keeper.end()
             with contextlib.suppress(FileNotFoundError):
                 (self._run_dir / "supervisor.json").unlink()
 
@@ -70,33 +79,97 @@ class Supervisor:
         on_exit.callback(rundir.unmount, self._run_dir / "shims")
         for directory in (settings.state_dir, self._run_dir):
             on_exit.callback(os.close, leftovers.lock(directory))
-        if ended := leftovers.end(self._run_dir / "supervisor.json"):
-            logger.info("ended what another supervisor left running: %s", ", ".join(ended))
-        listeners = listening.listen(settings.host)
+        kept = self._inherit()
+        listeners = []
+        for host in settings.host:
+            listeners += inherited(kept, host) or listening.listen([host])
         on_exit.callback(listening.close, settings.host, listeners)
 
         path = str(self._run_dir / "notify.sock")
-        notified = on_exit.enter_context(notify.bind(path))
+        if kept.notified is None:
+            kept.notified = notify.bind(path)
+        notified = on_exit.enter_context(kept.notified)
         on_exit.callback(_unlink, path)
         self._hear = lambda: self._notified(notified)
         self._watch(notified, self._hear)
         for program in programs(settings):
             mine = listeners if program.listens else []
             if program.activation:
-                activator = activation.listen(str(program.activation))
+                (activator,) = kept.listeners.pop(str(program.activation), ()) or (
+                    activation.listen(str(program.activation)),
+                )
                 on_exit.callback(activation.close, str(program.activation), activator)
                 mine = [(program.name, activator)]
-            self._children.append(Child(program, path, mine))
+            store = kept.stores.pop(program.name, None)
+            self._children.append(Child(program, path, mine, store))
         for child in self._children:
             self._watch(child.store, child.store.poll)
+        self._keep(kept)
         self._listen_for_clients()
         self._listen_for_signals()
+
+    # --- what outlives us ---
+
+    def _inherit(self) -> Kept:
+        """End what a killed supervisor has left running; what its keeper has is ours."""
+        kept = keeper.take(self._run_dir / "keeper.sock")
+        record = self._run_dir / "supervisor.json"
+        alive, services = leftovers.living(record), leftovers.recorded(record)
+
+        def hear() -> None:
+            if kept.notified is not None:
+                keeper.hear(kept, services)
+
+        leftovers.end(alive, kept.notified, hear)
+        hear()
+        if alive:
+            names = ", ".join(name for name, _ in alive)
+            logger.info("ended what another supervisor left running: %s", names)
+        return kept
+
+    def _keep(self, found: Kept) -> None:
+        """Have a keeper of all that the next supervisor is to find, and of nothing else."""
+        for listed in found.listeners.values():
+            for made in listed:
+                made.close()
+        for store in found.stores.values():
+            store.close()
+        self._kept = found
+        found.stores = {child.name: child.store for child in self._children}
+        found.listeners = {}
+        for child in self._children:
+            if child.activator is not None:
+                found.listeners[str(child.program.activation)] = [child.activator]
+            elif child.program.listens:
+                for host, (_, made) in zip(self._settings.host, child.listeners, strict=True):
+                    found.listeners[host] = [made]
+        self._start_keeper()
+
+    def _start_keeper(self) -> None:
+        self._keeper_due = None
+        try:
+            self._keeper.start(self._kept)
+        except OSError as exc:
+            logger.warning("nothing is kept in case this process is killed: %s", exc)
+            self._keeper_due = time.monotonic() + KEEPER_DELAY
+            return
+        self._watch(self._keeper.pidfd, self._keeper_ended)
+        self._seen = None
+
+    def _keeper_ended(self) -> None:
+        self._selector.unregister(self._keeper.pidfd)
+        self._keeper.ended()
+        logger.warning("the keeper was killed, starting another")
+        # Not at once: what cannot start would be started for ever.
+        self._keeper_due = time.monotonic() + KEEPER_DELAY
 
     # --- the loop ---
 
     def _step(self) -> None:
         now = time.monotonic()
         dues = [child.due for child in self._children if child.due is not None]
+        if self._keeper_due is not None:
+            dues.append(self._keeper_due)
         timeout = max(0.0, min(dues) - now) if dues else None
         for key, _ in self._selector.select(timeout):
             act: Callable[[], None] = key.data
@@ -112,6 +185,8 @@ class Supervisor:
                     self._watch_exit(child)
         if self._stopping:
             self._stop_next()
+        elif self._keeper_due is not None and self._keeper_due <= now:
+            self._start_keeper()
         self._record()
 
     def _start(self, child: Child) -> None:
@@ -148,6 +223,7 @@ class Supervisor:
         while (message := notify.receive(notified)) is not None:
             for child in self._children:
                 if child.pid == message.pid:
+                    self._keeper.told(child.name, message)
                     child.notified(message)
                     break
             else:
@@ -178,7 +254,7 @@ class Supervisor:
     def _signalled(self, reading: socket.socket) -> None:
         numbers = reading.recv(256)
         if signal.SIGCHLD in numbers:
-            orphans.bury({child.pid for child in self._children})
+            orphans.bury({self._keeper.pid, *(child.pid for child in self._children)})
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             logger.info("stopping the services; containers go on")
             self._stopping = True
@@ -251,6 +327,7 @@ class Supervisor:
             "version": 1,
             "pid": os.getpid(),
             "start": start_time(os.getpid()),
+            "keeper": self._keeper.pid,
             "started": self._started,
             "instance": self._settings.instance,
             "node_id": self._settings.node_id,
@@ -292,6 +369,14 @@ class Supervisor:
             path = self._run_dir / "supervisor.json"
             _write(path, text)
             self._written = text
+
+
+def inherited(kept: Kept, host: str) -> list[tuple[str, socket.socket]]:
+    """The listening socket of the supervisor before for this address, where it still has one."""
+    kind, address, _ = parse_host(host)
+    if host not in kept.listeners or (kind == "unix" and not os.path.exists(address)):
+        return []
+    return [(kind, made) for made in kept.listeners.pop(host)]
 
 
 def _write(path: Path, text: str) -> None:
