@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,6 +115,39 @@ def test_the_whole_engine_is_killed_with_its_supervisor_and_comes_up_again(docke
     counted = numbers(docker.out("logs", "count"))
     assert counted == list(range(1, len(counted) + 1))
     assert counted
+
+
+def test_no_container_outlives_an_end_with_all_of_them_whoever_still_starts_some(
+    docker: Engine,
+) -> None:
+    mark = f"{random.randrange(10**9)}"
+    refused = threading.Event()
+
+    def start() -> None:
+        while not refused.is_set():
+            body = {"Image": "bb", "Cmd": ["sleep", mark]}
+            try:
+                id_ = docker.api("POST", "/containers/create", body).json["Id"]
+                docker.api("POST", f"/containers/{id_}/start")
+            except (OSError, http.client.HTTPException, KeyError):
+                refused.set()
+
+    starting = [threading.Thread(target=start) for _ in range(4)]
+    for thread in starting:
+        thread.start()
+    until("some run", lambda: len(docker.api("GET", "/containers/json").json) > 8)
+    docker.down("--containers", "--timeout", "0")
+    refused.set()
+    for thread in starting:
+        thread.join()
+    wanted = f"sleep\0{mark}\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path] if path.read_bytes() == wanted else []
+    docker.up()
+    assert not found
+    assert not docker.api("GET", "/containers/json").json
 
 
 def test_a_container_that_ends_while_the_engine_is_down_is_reported_after(docker: Engine) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from mooring.kit import faults, log
 from mooring.kit.config import Settings
+from mooring.kit.ending import is_ending
 from mooring.kit.errors import KINDS, Conflict, EngineError, NotFound, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import ContainerRecord, MountPoint, NetworkState
@@ -118,6 +119,8 @@ class Containers:
         record = request.record
         if not self._parts.shims.early or not self._early.wanted(record):
             return Done()
+        if is_ending(self._layout.run):
+            return Done()
         await asyncio.sleep(early.PAUSE)
         with log.bind(container=record.id[:12]):
             async with self._locks.hold(record.id):
@@ -220,10 +223,14 @@ class Containers:
             cgroup = self._parts.bundles.cgroup(request.record)
             if (known := await self._known(id_, run, cgroup)) is not None:
                 return self._answer(request, known)
+            if by_command:
+                self._refuse_at_the_end(request)
             made = await self._assemble(request, steps)
         try:
             if by_command:
                 self._parts.bundles.write_command(request)
+                # Again, now that its directory is there: see kit/ending.py.
+                self._refuse_at_the_end(request)
             faults.point("runtime.start.prepared")
             steps.mark("prepare")
             making, made.making = made.making, None
@@ -249,6 +256,15 @@ class Containers:
             made.sandbox.close()
             self._refill()
             steps.done()
+
+    def _refuse_at_the_end(self, request: HostStart) -> None:
+        """Conflict if the engine is being stopped with its containers.
+
+        What is restarted by its policy is stopped, like all that runs.
+        """
+        if is_ending(self._layout.run):
+            name = request.record.name
+            raise Conflict(f"cannot start container {name}: the engine is being stopped")
 
     async def _made_early(self, request: HostStart) -> Assembled | None:
         """What is ready for this start, if it still is as it was made."""

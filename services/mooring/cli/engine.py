@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,10 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from mooring.kit.config import ConfigError, Settings, load
+from mooring.kit.ending import ending, unended
 from mooring.supervisor import control
 
 from .client import ApiError, Client
 from .words import duration
+
+_STOP_SLACK = 60.0
+"""Seconds beyond the containers' own time after which `mooring down --containers` gives up."""
+_LOOK = 0.05
 
 console = Console()
 errors = Console(stderr=True)
@@ -98,39 +105,55 @@ def down(
 ) -> None:
     """Stop the services; containers go on, unless --containers."""
     settings = _settings({"state_dir": state_dir, "run_dir": run_dir})
+    run_dir = settings.run_dir
     try:
-        found = control.status(settings.run_dir)
-        if containers:
-            _stop_containers(found["hosts"], timeout)
-        with errors.status("stopping the services"):
-            control.stop(settings.run_dir)
+        found = control.status(run_dir)
+        with ending(run_dir) if containers else contextlib.nullcontext():
+            if containers:
+                _stop_containers(run_dir, found["hosts"][0], timeout)
+            with errors.status("stopping the services"):
+                control.stop(run_dir)
     except (control.NotRunning, TimeoutError, ApiError) as exc:
         fail(exc)
 
 
-def _stop_containers(hosts: list[str], timeout: int) -> None:
-    """Stop every container of the engine, all at the same time."""
+def _stop_containers(run_dir: Path, host: str, timeout: int) -> None:
+    """Stop every container of the engine, all at the same time, until nothing of any runs.
+
+    None is started any more, but one may have been on its way.
+    """
     import asyncio
 
-    async def stop() -> list[str]:
-        async with Client(hosts[0]) as client:
-            found = await client.call("GET", "/containers/json")
-            params = {"t": str(timeout)}
-            calls = [
-                client.call("POST", f"/containers/{item['Id']}/stop", params=params)
-                for item in found
-            ]
-            done = await asyncio.gather(*calls, return_exceptions=True)
-            return [
-                f"{item['Names'][0].lstrip('/')}: {outcome}"
-                for item, outcome in zip(found, done, strict=True)
-                if isinstance(outcome, Exception)
-            ]
-
     with errors.status("stopping the containers"):
-        left = asyncio.run(stop())
-    if left:
-        fail("some containers did not stop: " + "; ".join(left))
+        deadline = time.monotonic() + timeout + _STOP_SLACK
+        while True:
+            found, refused = asyncio.run(_stop_running(host, timeout))
+            left = unended(run_dir)
+            if not found and not left:
+                return
+            if time.monotonic() > deadline:
+                words = refused or [f"{name} has not ended" for name in left]
+                fail("some containers did not stop: " + "; ".join(words))
+            time.sleep(_LOOK)
+
+
+async def _stop_running(host: str, timeout: int) -> tuple[int, list[str]]:
+    """Stop what is running now: how many, and what was said of those that did not stop."""
+    import asyncio
+
+    async with Client(host) as client:
+        found = await client.call("GET", "/containers/json")
+        params = {"t": str(timeout)}
+        calls = [
+            client.call("POST", f"/containers/{item['Id']}/stop", params=params) for item in found
+        ]
+        done = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [
+        f"{item['Names'][0].lstrip('/')}: {outcome}"
+        for item, outcome in zip(found, done, strict=True)
+        if isinstance(outcome, Exception)
+    ]
+    return len(found), refused
 
 
 def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = None) -> None:

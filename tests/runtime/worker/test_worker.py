@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mooring.kit.ending import ending, unended
 from mooring.kit.errors import Conflict, InvalidParameter, NotFound
 from mooring.kit.models.container import MountPoint
 
@@ -240,3 +241,22 @@ async def test_a_repeated_start_of_a_run_that_was_followed_by_another_is_answere
     assert (await worker.run(record)).pid == begun.pid
     await worker.release(record.id, 2)
     await worker.remove(record.id)
+
+
+async def test_no_container_is_started_while_the_engine_is_stopped_with_all_of_them(
+    worker: Worker,
+) -> None:
+    before, record = worker.record("sleep", "1000"), worker.record("true")
+    begun = await worker.run(before)
+    with ending(worker.settings.run_dir):
+        with pytest.raises(Conflict, match="the engine is being stopped"):
+            await worker.run(record)
+        assert unended(worker.settings.run_dir) == [f"{before.id}.1"]
+        # Asked for again, what was done is answered all the same.
+        assert (await worker.run(before)).pid == begun.pid
+    await worker.run(record)
+    await worker.exited(record.id)
+    await worker.kill_container(before.id)
+    for made in (record, before):
+        await worker.release(made.id)
+        await worker.remove(made.id)
