@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mooring.runtime.oci import cgroups
-from mooring.runtime.oci.container import OciError
+from mooring.runtime.oci import cgroups, rootsource
+from mooring.runtime.oci.container import OciError, Overlay
+from mooring.runtime.oci.rootsource import mount_overlay
 
 from .conftest import Box, default_spec
 
@@ -320,3 +321,27 @@ def test_python_of_the_image_is_never_imported(box: Box) -> None:
     with pytest.raises(OciError):
         box.run(default_spec("nope"))
     assert not (box.rootfs / "owned").exists()
+
+
+# --- the root filesystem's layers ---
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_an_overlay_of_many_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, one_by_one: bool
+) -> None:
+    """Also as kernels before 6.7 take them, with names that are too long for one option."""
+    monkeypatch.setattr(rootsource, "_one_by_one", one_by_one)
+    lowers = [tmp_path / f"layer:{number}-of-many" for number in range(count)]
+    for number, lower in enumerate(lowers):
+        lower.mkdir()
+        (lower / f"file-{number}").touch()
+    before = os.getcwd()
+    (tmp_path / "last").mkdir()
+    root = mount_overlay(Overlay([*map(str, lowers), str(tmp_path / "last")]))
+    found = os.listdir(root_directory := os.open(".", os.O_RDONLY, dir_fd=root))
+    for fd in (root, root_directory):
+        os.close(fd)
+    assert set(found) == {f"file-{number}" for number in range(count)}
+    assert os.getcwd() == before

@@ -48,28 +48,65 @@ def open_root(spec: dict[str, Any], bundle: str, rootfs: Overlay | None) -> int:
         raise because(f"cannot use {path} as the root filesystem", error) from error
 
 
+_one_by_one = True
+"""Whether this kernel takes layers one by one, as Linux does from 6.7.
+
+Before 6.5 it takes any option, and refuses an unknown one only when all of it is mounted.
+"""
+_EINVAL = 22
+
+
 def mount_overlay(overlay: Overlay) -> int:
-    """An overlay as a detached mount; any number of layers from Linux 6.7."""
-    with _Names() as names, NewFilesystem("overlay") as filesystem:
-        filesystem.option("source", "overlay")
-        # index=on refuses an upper directory that was used over other lowers (ESTALE), and
-        # metacopy=on would leave files without their data in it, to be missed by a diff.
-        filesystem.option("index", "off")
-        filesystem.option("metacopy", "off")
-        if overlay.upper:
-            filesystem.option("upperdir", names.short(overlay.upper))
-            filesystem.option("workdir", names.short(overlay.work))
-            if overlay.volatile:
-                filesystem.option("volatile")
+    """An overlay as a detached mount; any number of layers from Linux 6.7, about 60 before."""
+    global _one_by_one
+    if _one_by_one:
         try:
-            for lower in overlay.lowers:
-                filesystem.option("lowerdir+", names.short(lower))
-        except OSError:
-            joined = ":".join(names.short(lower).replace(":", "\\:") for lower in overlay.lowers)
-            if len(os.fsencode(joined)) > _LONGEST:
+            return _mount(overlay)
+        except OSError as error:
+            if error.errno != _EINVAL:
                 raise
-            filesystem.option("lowerdir", joined)
+    made = _mount_joined(overlay)
+    _one_by_one = False
+    return made
+
+
+def _mount(overlay: Overlay) -> int:
+    with _Names() as names, NewFilesystem("overlay") as filesystem:
+        _set_options(filesystem, overlay, names)
+        for lower in overlay.lowers:
+            filesystem.option("lowerdir+", names.short(lower))
         return filesystem.mount()
+
+
+def _mount_joined(overlay: Overlay) -> int:
+    with _Names() as names, NewFilesystem("overlay") as filesystem:
+        _set_options(filesystem, overlay, names)
+        joined = ":".join(names.short(lower).replace(":", "\\:") for lower in overlay.lowers)
+        if len(os.fsencode(joined)) <= _LONGEST:
+            filesystem.option("lowerdir", joined)
+            return filesystem.mount()
+        numbers = ":".join(map(names.number, overlay.lowers))
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        os.chdir("/proc/self/fd")
+        try:
+            filesystem.option("lowerdir", numbers)
+            return filesystem.mount()
+        finally:
+            os.fchdir(here)
+            os.close(here)
+
+
+def _set_options(filesystem: NewFilesystem, overlay: Overlay, names: _Names) -> None:
+    filesystem.option("source", "overlay")
+    # index=on refuses an upper directory that was used over other lowers (ESTALE), and
+    # metacopy=on would leave files without their data in it, to be missed by a diff.
+    filesystem.option("index", "off")
+    filesystem.option("metacopy", "off")
+    if overlay.upper:
+        filesystem.option("upperdir", names.short(overlay.upper))
+        filesystem.option("workdir", names.short(overlay.work))
+        if overlay.volatile:
+            filesystem.option("volatile")
 
 
 class _Names:
@@ -89,6 +126,11 @@ class _Names:
             return path
         self._fds.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
         return f"/proc/self/fd/{self._fds[-1]}"
+
+    def number(self, path: str) -> str:
+        """The same directory, seen from /proc/self/fd."""
+        self._fds.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        return str(self._fds[-1])
 
     def __exit__(self, *_: object) -> None:
         for fd in self._fds:
