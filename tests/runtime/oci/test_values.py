@@ -104,6 +104,12 @@ def test_device_rules_on_v1(rule: dict[str, Any], line: str) -> None:
             {"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 9}]}},
             {"io.max": "8:0 rbps=9"},
         ),
+        ({"blockIO": {"weight": 10}}, {"io.weight": "default 1"}),
+        ({"blockIO": {"weight": 1000}}, {"io.weight": "default 10000"}),
+        (
+            {"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "weight": 505}]}},
+            {"io.weight": "8:0 5000"},
+        ),
     ],
 )
 def test_limits_on_v2(resources: dict[str, Any], settings: dict[str, object]) -> None:

@@ -206,6 +206,11 @@ def weight(shares: int) -> int:
     return 1 + (max(2, min(shares, 262144)) - 2) * 9999 // 262142
 
 
+def io_weight(weight: int) -> int:
+    """v1's block I/O weight (10..1000) on v2's scale (1..10000), as runc converts it."""
+    return 1 + (max(10, min(weight, 1000)) - 10) * 9999 // 990
+
+
 def _settings(resources: dict[str, Any]) -> Iterator[tuple[str, object]]:
     """File and value for every limit except devices."""
     yield from _memory(resources.get("memory") or {})
@@ -254,10 +259,10 @@ def _cpu(cpu: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _block(block: dict[str, Any]) -> Iterator[tuple[str, object]]:
     if block.get("weight"):
-        yield "io.weight", f"default {block['weight']}"
+        yield "io.weight", f"default {io_weight(block['weight'])}"
     for entry in block.get("weightDevice") or ():
         if entry.get("weight"):
-            yield "io.weight", f"{entry['major']}:{entry['minor']} {entry['weight']}"
+            yield "io.weight", f"{entry['major']}:{entry['minor']} {io_weight(entry['weight'])}"
     words = (
         ("throttleReadBpsDevice", "rbps"),
         ("throttleWriteBpsDevice", "wbps"),
