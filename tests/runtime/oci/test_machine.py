@@ -14,18 +14,48 @@ from typing import Any
 import pytest
 
 from mooring.runtime.oci import job, machine, template
-from mooring.runtime.oci.program import CHILD, TRY, WAIT, Array, Program, received, slot
+from mooring.runtime.oci import program as program_module
+from mooring.runtime.oci.program import (
+    CHILD,
+    NUMBERS,
+    TRY,
+    WAIT,
+    Array,
+    Block,
+    Field,
+    Program,
+    received,
+    slot,
+)
 
 pytestmark = pytest.mark.skipif(not machine.available(), reason="another processor")
 
+SOURCES = {"x86_64": "machine.S", "aarch64": "machine-aarch64.S"}
 
-@pytest.fixture
-def channel() -> Iterator[socket.socket]:
-    """The other end of descriptor 3 of a machine."""
+
+@pytest.fixture(params=["own", "aarch64 emulated"])
+def channel(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
+    """The other end of descriptor 3 of a machine: of this processor's, and of another one's."""
+    command = ["m"]
+    if request.param == "own":
+        path = f"/proc/self/fd/{(executable := machine.executable())}"
+    else:
+        emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+        if emulator is None:
+            pytest.skip("no emulator here")
+        if "fork" in request.node.name:
+            pytest.skip("the emulator knows no clone3")
+        monkeypatch.setattr(program_module, "CALLS", NUMBERS["aarch64"])
+        image = tmp_path / "machine"
+        image.write_bytes(machine.image("aarch64"))
+        image.chmod(0o755)
+        path, executable = emulator, os.open(image, os.O_RDONLY)
+        command = [emulator, str(image)]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    executable = machine.executable()
     actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
-    pid = os.posix_spawn(f"/proc/self/fd/{executable}", ["m"], {}, file_actions=actions)
+    pid = os.posix_spawn(path, command, {}, file_actions=actions)
     os.close(executable)
     theirs.close()
     yield ours
@@ -33,14 +63,16 @@ def channel() -> Iterator[socket.socket]:
     os.waitpid(pid, 0)
 
 
-def test_the_code_is_what_its_source_says(tmp_path: Path) -> None:
-    if not shutil.which("as") or not shutil.which("objcopy"):
+@pytest.mark.parametrize("architecture", SOURCES)
+def test_the_code_is_what_its_source_says(tmp_path: Path, architecture: str) -> None:
+    prefix = "" if architecture == os.uname().machine else f"{architecture}-linux-gnu-"
+    if not shutil.which(f"{prefix}as") or not shutil.which(f"{prefix}objcopy"):
         pytest.skip("no assembler here")
-    source = Path(machine.__file__).with_name("machine.S")
-    subprocess.run(["as", str(source), "-o", f"{tmp_path}/o"], check=True)
-    command = ["objcopy", "-O", "binary", "-j", ".text", f"{tmp_path}/o", f"{tmp_path}/code"]
-    subprocess.run(command, check=True)
-    assert (tmp_path / "code").read_bytes() == machine.code()
+    source = Path(machine.__file__).with_name(SOURCES[architecture])
+    subprocess.run([f"{prefix}as", str(source), "-o", f"{tmp_path}/o"], check=True)
+    command = ["-O", "binary", "-j", ".text", f"{tmp_path}/o", f"{tmp_path}/code"]
+    subprocess.run([f"{prefix}objcopy", *command], check=True)
+    assert (tmp_path / "code").read_bytes() == machine.code(architecture)
 
 
 def test_results_are_arguments_of_later_programs(channel: socket.socket, tmp_path: Path) -> None:
@@ -66,6 +98,17 @@ def test_descriptors_come_with_a_program(channel: socket.socket) -> None:
     os.close(writing)
     assert os.read(reading, 16) == b"hello"
     os.close(reading)
+
+
+def test_a_result_can_be_put_into_a_structure(channel: socket.socket) -> None:
+    program = Program()
+    block = Block(b"\xff" * 8)
+    program.call("openat", -100, b"/", os.O_RDONLY, result=Field(block, 4))
+    program.call("write", 3, block, 8)
+    channel.send(program.build())
+    answer = channel.recv(16)
+    assert answer[:4] == b"\xff" * 4
+    assert int.from_bytes(answer[4:], "little") > 3
 
 
 def test_it_executes_with_arguments_and_environment(channel: socket.socket) -> None:

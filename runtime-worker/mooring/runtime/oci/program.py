@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from struct import Struct
 
 from . import machine
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
     Argument: TypeAlias = "int | bytes | Cell | Array | Block"
 
-# x86_64: the one processor that the machine is written for.
-CALLS = {
+_X86_64 = {
     "write": 1, "close": 3, "read": 0, "ioctl": 16, "socket": 41, "fchdir": 81, "chdir": 80,
     "umask": 95, "setsid": 112, "setgroups": 116, "setresuid": 117, "setresgid": 119,
     "capset": 126, "pivot_root": 155, "prctl": 157, "umount2": 166, "sethostname": 170,
@@ -25,7 +25,19 @@ CALLS = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432,
     "clone3": 435, "close_range": 436, "openat2": 437, "mount_setattr": 442,
 }  # fmt: skip
-_NAMES = {number: name for name, number in CALLS.items()}
+# asm-generic/unistd.h. From 424 on the numbers are the same everywhere.
+_GENERIC = {
+    "write": 64, "close": 57, "read": 63, "ioctl": 29, "socket": 198, "fchdir": 50, "chdir": 49,
+    "umask": 166, "setsid": 157, "setgroups": 159, "setresuid": 147, "setresgid": 149,
+    "capset": 91, "pivot_root": 41, "prctl": 167, "umount2": 39, "sethostname": 161,
+    "setdomainname": 162, "keyctl": 219, "openat": 56, "mkdirat": 34, "mknodat": 33,
+    "fchown": 55, "symlinkat": 36, "unshare": 97, "dup3": 24, "prlimit64": 261, "setns": 268,
+    "seccomp": 277, "execve": 221, "rt_sigaction": 134, "rt_sigprocmask": 135, "sendmsg": 211,
+    **{name: number for name, number in _X86_64.items() if number >= 424},
+}  # fmt: skip
+NUMBERS = {"x86_64": _X86_64, "aarch64": _GENERIC}
+"""Of system calls by name, by processor."""
+CALLS = NUMBERS.get(os.uname().machine, {})
 TRY, CHILD, WAIT = 0x100, 0x200, 0x400
 """Whatever comes of it; only who gets 0 goes on; 0 is the end."""
 _CALL = Struct("<2I7Q")
@@ -133,7 +145,8 @@ class Program:
         """The failure that the machine reports, as an OSError that names the call."""
         number = int.from_bytes(report[4:8], "little")
         at = int.from_bytes(report[8:12], "little") // _OP
-        name = _NAMES[self._calls[at][0]] if at < len(self._calls) else "?"
+        names = {number: name for name, number in CALLS.items()}
+        name = names[self._calls[at][0]] if at < len(self._calls) else "?"
         words = [a for a in self._calls[at][2] if type(a) is bytes] if name != "?" else []
         return failed(name, b" ".join(words)[:200], number)
 
