@@ -122,7 +122,9 @@ def run(
         timings.append(("fake", 0.001))
     if meanwhile is not None:
         meanwhile()
-    process = _begin(spec["process"], stdin, stdout, stderr, console_size, before_exec)
+    process = _begin(
+        spec["process"], stdin, stdout, stderr, console_size, lambda pid, _: before_exec(pid)
+    )
     return Running(process.pid, process.pidfd, process.master, Cgroup())
 
 
@@ -145,9 +147,14 @@ def exec_process(
     stderr: int,
     console_size: tuple[int, int] | None,
     seccomp: bytes | None,
+    before_exec: Any,
 ) -> Process:
     assert spec["process"]
-    begun = _begin(process, stdin, stdout, stderr, console_size, None)
+
+    def before(pid: int, master: int | None) -> None:
+        before_exec(pid, os.pidfd_open(pid), master)
+
+    begun = _begin(process, stdin, stdout, stderr, console_size, before)
     running.cgroup.join(begun.pid)
     return begun
 
@@ -198,8 +205,11 @@ def _begin(
     os.close(err_w)
     if slave is not None:
         os.close(slave)
-    if before_exec is not None:
-        before_exec(pid)
+    try:
+        before_exec(pid, master)
+    except BaseException:
+        os.close(go_w)
+        raise
     os.write(go_w, b"g")
     os.close(go_w)
     failed = os.read(err_r, 16)

@@ -91,15 +91,18 @@ def test_execs_end_as_they_do_and_others_can_be_started(docker: Engine) -> None:
     assert docker.out("exec", "one", "echo", "again") == "again"
 
 
+@pytest.mark.parametrize("options", [(), ("-t",)], ids=["", "terminal"])
 @pytest.mark.parametrize("point", ["shim.exec.recorded", "shim.exec.gone"])
-def test_an_exec_runs_once_wherever_its_shim_is_killed(docker: Engine, point: str) -> None:
+def test_an_exec_runs_once_wherever_its_shim_is_killed(
+    docker: Engine, point: str, options: tuple[str, ...]
+) -> None:
     """Recorded and handed over before it executes anything: who comes after knows of it."""
     docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
     (docker.run / "faults" / point).touch()
     script = "echo ran >>/tmp/ran; echo out; exit 9"
-    done = docker.docker("exec", "one", "sh", "-c", script, check=False)
+    done = docker.docker("exec", *options, "one", "sh", "-c", script, check=False)
     assert not (docker.run / "faults" / point).exists()
-    assert (done.returncode, done.stdout, done.stderr) == (9, "out\n", "")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (9, ["out"], "")
     assert docker.out("exec", "one", "cat", "/tmp/ran") == "ran"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .helper import Helper
 from .loop import READ
 from .packets import parse
-from .processes import Streams
+from .processes import Streams, fork_mark
 from .record import fault
 from .warm import read
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mooring.runtime.oci.entering import Entering
 
     from .execs import Exec
+    from .helper import Ask, Result
     from .loop import Loop
 
     Fields = dict[str, Any]
@@ -94,7 +95,7 @@ class Beginnings:
     ) -> None:
         """Start a process in the container; what the machine can't do, a helper does.
 
-        about_to is called with its descriptors before the machine executes anything: from then on
+        about_to is called with its descriptors before anything is executed: from then on
         somebody else can go on with it, so it is not to be started a second time. failed is called
         if there is no process in the end.
         """
@@ -112,13 +113,23 @@ class Beginnings:
                 entry.started(streams, result["pid"], names, wants_input)
             entry.announce(result)
 
+        def asked(fields: Fields, fds: list[int], go: Callable[[], None]) -> None:
+            entry.record(fields["pid"], wants_input, fork_mark(fields["pid"]))
+            about_to({**dict(zip(("pidfd", "master"), fds, strict=False)), **streams.ours})
+            fault("shim.exec.recorded")
+            go()
+            fault("shim.exec.gone")
+
+        def help_it() -> None:
+            Helper(self._loop, self._work(request, streams), asked, done)
+
         def entered(events: int) -> None:
             assert entering is not None
             self._loop.forget(entering.channel)
             if entering.executed():
                 done({"pid": entering.pid}, [entering.pidfd])
             else:
-                Helper(self._loop, self._work(request, streams), done)
+                help_it()
 
         try:
             entry.open(bool(request.get("output", True)))
@@ -130,7 +141,7 @@ class Beginnings:
             streams.close()
             raise
         if entering is None:
-            Helper(self._loop, self._work(request, streams), done)
+            help_it()
             return
         about_to({"pidfd": entering.pidfd, **streams.ours})
         fault("shim.exec.recorded")
@@ -156,12 +167,15 @@ class Beginnings:
         )
         return entering
 
-    def _work(self, request: Fields, streams: Streams) -> Callable[[], tuple[Fields, list[int]]]:
+    def _work(self, request: Fields, streams: Streams) -> Callable[[Ask], Result]:
         """What a helper does instead of a machine."""
         running, filter_ = self._running(), self._filter(request)
         size = request.get("console_size")
 
-        def work() -> tuple[Fields, list[int]]:
+        def work(ask: Ask) -> Result:
+            def before_exec(pid: int, pidfd: int, master: int | None) -> None:
+                ask({"pid": pid}, [pidfd] if master is None else [pidfd, master])
+
             stdin, stdout, stderr = streams.child
             process = self._oci.exec_process(
                 running,
@@ -172,6 +186,7 @@ class Beginnings:
                 stderr=stderr,
                 console_size=tuple(size) if size else None,
                 seccomp=filter_,
+                before_exec=before_exec,
             )
             fds = [process.pidfd] + ([process.master] if process.master is not None else [])
             return {"pid": process.pid}, fds

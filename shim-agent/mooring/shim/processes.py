@@ -13,6 +13,7 @@ from .stdio import NAMES, Recorder
 
 TIOCSWINSZ = 0x5414
 NOT_EXECUTED = 249
+_FORK = "fork "
 """The exit code of a process that was to become the container's init and never did."""
 NULL = 0
 """The shim's descriptors 0 to 2 are /dev/null."""
@@ -108,10 +109,13 @@ def exit_status(pidfd: int) -> tuple[int | None, int]:
 def executed(pid: int, unexecuted: str = "") -> bool | None:
     """Whether a process forked by us (or by our helper) runs another program by now.
 
-    None if it has ended. unexecuted: its /proc/<pid>/exe before. Of a fork without that: the
-    kernel chooses another place for the stack of each program executed, and a fork has the place
-    of its parent.
+    None if it has ended. unexecuted: its /proc/<pid>/exe before, or its `fork_mark`. Of a fork
+    without that: the kernel chooses another place for the stack of each program executed, and a
+    fork has the place of its parent.
     """
+    if unexecuted.startswith(_FORK):
+        mark = fork_mark(pid)
+        return None if not mark else mark != unexecuted
     if unexecuted:
         try:
             return os.readlink(f"/proc/{pid}/exe") != unexecuted
@@ -121,13 +125,26 @@ def executed(pid: int, unexecuted: str = "") -> bool | None:
     return None if not theirs else theirs != ours
 
 
+def fork_mark(pid: int) -> str:
+    """What another program than this would change: the name, the place of the stack (where that
+    is chosen by chance); empty if the process has ended."""
+    stack, name = _stack_and_name(pid)
+    return f"{_FORK}{stack} {name}" if stack else ""
+
+
 def _stack(pid: int) -> int:
+    return _stack_and_name(pid)[0]
+
+
+def _stack_and_name(pid: int) -> tuple[int, str]:
     try:
         with open(f"/proc/{pid}/stat", "rb", 0) as file:
             text = file.read(4096)
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(text[text.rindex(b")") + 2 :].split(None, 27)[25])
+        return 0, ""
+    end = text.rindex(b")")
+    name = text[text.index(b"(") + 1 : end].decode(errors="replace")
+    return int(text[end + 2 :].split(None, 27)[25]), name
 
 
 def _status_of_another(pidfd: int) -> tuple[int | None, int]:

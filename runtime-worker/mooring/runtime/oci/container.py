@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from . import cgroups, machine
-from .channel import END, TERMINAL, Channel, pair
+from .channel import END, GO, READY, TERMINAL, Channel, pair
 from .entering import Entering, enter
 from .errors import OciError, because
 from .exec import Exec
@@ -123,9 +123,12 @@ def exec_process(
     console_size: tuple[int, int] | None,
     seccomp: bytes | None,
     keep: int = 0,
+    before_exec: Callable[[int, int, int | None], None] | None = None,
 ) -> Process:
     """Run a further program in a container: in its namespaces and cgroup, a child of the caller.
 
+    before_exec is called with its pid, its pidfd and the master of its terminal when nothing is
+    left but to execute the program, which it does not if that raises, or if the caller dies.
     OciError with exit code 126 or 127 if there is no such program. Only running.pidfd and
     running.cgroup are used.
     """
@@ -153,16 +156,33 @@ def exec_process(
         theirs.close()
         if directory >= 0:
             os.close(directory)
-    return _executed(ours, pid, pidfd)
+    return _executed(ours, pid, pidfd, before_exec)
 
 
-def _executed(channel: Channel, pid: int, pidfd: int) -> Process:
+def _executed(
+    channel: Channel,
+    pid: int,
+    pidfd: int,
+    before_exec: Callable[[int, int, int | None], None] | None,
+) -> Process:
     """Wait until the child has executed its program; its terminal arrives first."""
     master = None
     while True:
         letter, value, fds = channel.receive(most_fds=1)
         if letter == TERMINAL:
             master = fds[0]
+            continue
+        if letter == READY:
+            try:
+                if before_exec is not None:
+                    before_exec(pid, pidfd, master)
+            except BaseException:
+                # It ends by itself, with the code of what has executed nothing.
+                channel.close()
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                os.close(pidfd)
+                raise
+            channel.send(GO)
             continue
         channel.close()
         if letter == END:

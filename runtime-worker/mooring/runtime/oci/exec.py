@@ -6,7 +6,7 @@ import os
 
 from . import process as setup
 from . import terminal
-from .channel import TERMINAL, Channel
+from .channel import GO, READY, TERMINAL, Channel
 from .errors import OciError, because
 from .init import forbid_imports
 from .linux import (
@@ -66,6 +66,9 @@ class Exec:
         setup.become_user(self._process, capabilities)
         program = setup.find_program(self._process)
         flags = filter_flags(self._spec)
+        channel.send(READY)
+        if channel.receive()[0] != GO:
+            return  # The caller is gone, or does not want it any more.
         setup.execute(self._process, program, capabilities, self._seccomp, flags, self._keep)
 
     def _arrange(self, channel: Channel) -> int:
