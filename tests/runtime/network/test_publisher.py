@@ -7,9 +7,10 @@ import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from mooring.runtime.network.attendant import Attendant
 from mooring.runtime.network.ports.publisher import Publisher
 
 pytestmark = pytest.mark.kernel
+T = TypeVar("T")
 TABLE = "mooring-test"
 CLONE_NEWNET = 0x40000000
 
@@ -39,6 +41,57 @@ class Holding(Attendant):
     async def release(self, holder: str) -> None:
         for descriptor in self.held.pop(holder, []):
             os.close(descriptor)
+
+
+class Slow(Holding):
+    """Closes at once what is released, and says so when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+
+    async def release(self, holder: str) -> None:
+        await super().release(holder)
+        await self.may_answer.wait()
+
+
+def in_a_namespace(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run it where the table is, and nothing else."""
+
+    def run() -> T:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        text = firewall.text(TABLE)
+        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+        return asyncio.run(work())
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
+def test_a_run_that_is_made_again_keeps_its_claim_when_its_first_making_is_let_go(
+    tmp_path: Path,
+) -> None:
+    """What has no claim is never let go: the port had stayed taken for ever."""
+    wanted = [Wanted("tcp", 80, "", 20001, 20001)]
+
+    async def publish() -> None:
+        attendant = Slow()
+        publisher = Publisher(TABLE, str(tmp_path), attendant, lambda _: False)
+        await publisher.publish("one.1", wanted, address="10.1.0.2")
+        publisher.release("one.1")
+        again = asyncio.create_task(publisher.publish("one.1", wanted, address="10.1.0.2"))
+        await asyncio.wait({again}, timeout=0.2)
+        attendant.may_answer.set()
+        await again
+        for _ in range(5):
+            await asyncio.sleep(0)  # what was let go comes to its end
+        assert (tmp_path / "one.1").exists()
+        publisher.release("one.1")
+        await publisher.close()
+        assert not attendant.held
+
+    in_a_namespace(publish)
 
 
 def test_a_range_is_shared_out_without_asking_for_each_port_who_is_still_there(
@@ -67,15 +120,7 @@ def test_a_range_is_shared_out_without_asking_for_each_port_who_is_still_there(
         assert not attendant.held
         return found
 
-    def in_a_namespace() -> list[list[int]]:
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
-            raise OSError(ctypes.get_errno(), "unshare")
-        text = firewall.text(TABLE)
-        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
-        return asyncio.run(publish())
-
-    with ThreadPoolExecutor(1) as thread:
-        one, two, gone, new = thread.submit(in_a_namespace).result()
+    one, two, gone, new = in_a_namespace(publish)
     assert sorted(one + two + gone) == list(range(20001, 20121))
     assert new == gone
     assert len(asked) <= 10

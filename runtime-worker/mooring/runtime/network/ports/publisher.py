@@ -122,6 +122,9 @@ class Publisher:
         if not wanted:
             return {}
         claim = Claim(holder, address, address6, link)
+        if (releasing := self._releasing.get(holder)) is not None:
+            # A start that was undone, and is made again: what is let go has the same name.
+            await asyncio.wait({releasing})
         try:
             await self._bind(claim, wanted)
             faults.point("runtime.publish.bound")
