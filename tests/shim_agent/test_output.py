@@ -18,7 +18,7 @@ from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import ExecExited, HostContainer, HostExec, OpenStream
 from mooring.kit.streams import Download, download
 from mooring.shim.agent import Agent
-from mooring.shim.frames import RUN_BEGINS, STDERR, STDOUT, segment_name
+from mooring.shim.frames import RUN_BEGINS, RUN_ENDS, STDERR, STDOUT, segment_name
 from mooring.shim.logread import frames
 
 from .conftest import Facts, Running, Shims, until
@@ -338,12 +338,15 @@ async def test_a_reader_that_comes_back_when_all_is_gone_is_told_so(
             pass
 
 
+@pytest.mark.parametrize(
+    "ended", [b"", frame(RUN_ENDS, b'{"run":1,"exit_code":137,"undone":true}')]
+)
 async def test_a_reader_waits_for_the_start_that_is_made_again_after_one_was_undone(
-    agent: Agent, shim: Shims, bus: Bus, settings: Settings
+    agent: Agent, shim: Shims, bus: Bus, settings: Settings, ended: bytes
 ) -> None:
     one = shim()
     one.log.mkdir(parents=True)
-    (one.log / segment_name(0)).write_bytes(frame(RUN_BEGINS, b"1"))
+    (one.log / segment_name(0)).write_bytes(frame(RUN_BEGINS, b"1") + ended)
     request = OpenStream(id=CONTAINER, offset=0, follow=True, until_run=1)
     async with opened(bus, settings, request) as reading:
         one.start().print(b"hello\n")

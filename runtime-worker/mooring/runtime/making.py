@@ -305,7 +305,8 @@ class Making:
         if self._log is not None and not self._given:
             try:
                 if "log_start" in self._record:
-                    self._log.end_run(dump({"run": self._message["run"], "exit_code": 128}))
+                    ended = {"run": self._message["run"], "exit_code": 128, "undone": True}
+                    self._log.end_run(dump(ended))
             except OSError:
                 pass
             try:

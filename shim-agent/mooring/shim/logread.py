@@ -213,9 +213,17 @@ class LogReader:
         return found
 
     def has_run(self, run: int) -> bool:
-        """Whether there is more of a run than its start frame, all that a start undone leaves."""
+        """Whether there is more of a run than a start that was undone leaves, and is made again:
+        the start frame, and perhaps an end frame that says so."""
         start = self.offset_of_run(run)
-        return start is not None and self.end() > start + HEADER_SIZE + len(b"%d" % run)
+        if start is None:
+            return False
+        for position, stream, _, length in self._walk(start, self.end()):
+            if position == start:
+                continue
+            if stream != RUN_ENDS or b'"undone":true' not in self._payload(position, length):
+                return True
+        return False
 
     def close(self) -> None:
         """Close the segment that is open; the reader can be used again."""

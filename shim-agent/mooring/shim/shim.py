@@ -351,7 +351,8 @@ class Shim:
     def _end_log(self, code: int | None) -> str:
         left = sum(output.available() for output in self.recorder.outputs)
         try:
-            self.recorder.log.end_run(dump({"run": self.run, "exit_code": code}))
+            ended: dict[str, Any] = {"run": self.run, "exit_code": code}
+            self.recorder.log.end_run(dump(ended | ({"undone": True} if self._abandoned else {})))
         except OSError as error:
             return f"the log is incomplete, {left} bytes of output were lost: {error.strerror}"
         self.recorder.notify()
