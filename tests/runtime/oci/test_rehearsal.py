@@ -15,6 +15,12 @@ import os, signal, sys
 sys.path[:0] = {paths!r}
 from mooring.runtime.oci.rehearsal import Rehearsal
 from mooring.shim.rehearsal import rehearse
+from mooring.runtime.oci import cgroup2, cgroups
+
+root = "/sys/fs/cgroup"
+if {version} == 2 and cgroups.version() == 1:
+    root = cgroup2.ROOT = "/sys/fs/cgroup/unified"
+    cgroups._version = 2
 
 def known():
     spaces = [os.readlink(f"/proc/self/ns/{{name}}") for name in os.listdir("/proc/self/ns")]
@@ -22,7 +28,7 @@ def known():
     status = [line for line in status.splitlines() if line[:5] in ("CapPr", "CapIn", "SigIg")]
     mounts = [line for line in open("/proc/self/mountinfo") if {directory!r} in line]
     return [
-        spaces, status, os.getcwd(), os.readlink("/proc/self/root"), os.listdir("/sys/fs/cgroup"),
+        spaces, status, os.getcwd(), os.readlink("/proc/self/root"), os.listdir(root),
         mounts, open("/proc/self/cgroup").read(), sys.meta_path[:],
         [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)], os.uname().nodename,
     ]
@@ -35,11 +41,12 @@ assert after == before, (before, after)
 
 
 @pytest.mark.kernel
-def test_a_rehearsed_start_leaves_its_process_and_the_host_as_they_were() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_rehearsed_start_leaves_its_process_and_the_host_as_they_were(version: int) -> None:
     directory = f"/dev/shm/rehearsal-test-{os.getpid()}"
     os.mkdir(directory)
     paths = [str(ROOT / "runtime-worker"), str(ROOT / "shim-agent")]
-    program = PROGRAM.format(paths=paths, directory=directory)
+    program = PROGRAM.format(paths=paths, directory=directory, version=version)
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=60

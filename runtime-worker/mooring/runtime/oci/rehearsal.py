@@ -38,6 +38,7 @@ _FILES = (
     "tasks", "devices.allow", "devices.deny", "cpuset.cpus", "cpuset.mems",
     "cgroup.clone_children", "cgroup.procs", "freezer.state", "memory.oom_control",
 )  # fmt: skip
+_FILES_OF_V2 = ("cgroup.procs", "cgroup.freeze", "memory.events")
 
 
 def configuration(file: str) -> dict[str, Any]:
@@ -177,14 +178,21 @@ def _enter(namespaces: dict[int, int]) -> None:
 
 
 class _Cgroups:
-    """Plain files in the place of cgroups v1; nothing for v2, which has no cgroups made ahead."""
+    """Plain files in the place of cgroups; what is made ahead is there on v1 only."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._known: tuple[dict[str, str], list[str]] = ({}, [])
+        self._root = ""
 
     def __enter__(self) -> Cgroup | None:
-        if cgroups.version() != 1:
+        if cgroups.version() == 2:
+            from . import cgroup2
+
+            self._root, cgroup2.ROOT = cgroup2.ROOT, self._directory
+            os.makedirs(f"{self._directory}{_CGROUP}/b")
+            for file in _FILES_OF_V2:
+                _touch(f"{self._directory}{_CGROUP}/b/{file}", b"")
             return None
         from . import cgroup1
 
@@ -201,10 +209,6 @@ class _Cgroups:
         return cgroups.attach(f"{_CGROUP}/a")
 
     def __exit__(self, *_: object) -> None:
-        if not self._known[1]:
-            return
-        from . import cgroup1
-
         cgroup = cgroups.attach(f"{_CGROUP}/b")
         try:
             cgroup.frozen()
@@ -214,13 +218,20 @@ class _Cgroups:
                     os.unlink(f"{each}/{file}")
             cgroup.remove(0.0)
         finally:
-            cgroup1._mount_points[:] = self._known[1]
-            cgroup1._hierarchies.update(self._known[0])
+            if self._root:
+                from . import cgroup2
+
+                cgroup2.ROOT = self._root
+            else:
+                from . import cgroup1
+
+                cgroup1._mount_points[:] = self._known[1]
+                cgroup1._hierarchies.update(self._known[0])
 
 
-def _touch(path: str) -> None:
+def _touch(path: str, content: bytes = b"0") -> None:
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o755)
-    os.write(fd, b"0")
+    os.write(fd, content)
     os.close(fd)
 
 
