@@ -75,6 +75,7 @@ def test_an_option_changes_what_it_says(
     assert docker.out("run", "--rm", *options, "bb", *command) == expected
 
 
+@pytest.mark.usefixtures("controllers")
 def test_limits_reach_the_cgroup(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "web", "--memory", "64m", "--cpus", "0.5",
                   "--pids-limit", "50", "--cpuset-cpus", "0", "bb", "sleep", "1000")  # fmt: skip
@@ -96,6 +97,7 @@ def test_masked_and_read_only_paths(docker: Engine) -> None:
     assert out.split() == ["0", "0", "ro"]
 
 
+@pytest.mark.usefixtures("controllers")
 def test_running_out_of_memory_is_seen_and_said(docker: Engine) -> None:
     script = "x=a; while true; do x=$x$x; done"
     docker.docker("run", "-d", "--name", "fat", "--memory", "16m", "bb", "sh", "-c", script)
@@ -107,6 +109,7 @@ def test_running_out_of_memory_is_seen_and_said(docker: Engine) -> None:
     assert events.index("oom") < events.index("die")
 
 
+@pytest.mark.usefixtures("controllers")
 def test_a_kill_for_want_of_memory_is_told_while_the_container_goes_on(docker: Engine) -> None:
     script = "tail /dev/zero; sleep 1000"
     made = docker.out("run", "-d", "--name", "fat", "--memory", "16m", "bb", "sh", "-c", script)
@@ -115,6 +118,7 @@ def test_a_kill_for_want_of_memory_is_told_while_the_container_goes_on(docker: E
     assert (state["Status"], state["OOMKilled"]) == ("running", True)
 
 
+@pytest.mark.usefixtures("controllers")
 def test_a_memory_limit_that_is_given_later_is_watched(docker: Engine) -> None:
     made = docker.out("run", "-d", "--name", "fat", "bb", "sh", "-c",
                       "trap 'tail /dev/zero' USR1; while :; do sleep 0.05; done")  # fmt: skip
@@ -123,6 +127,7 @@ def test_a_memory_limit_that_is_given_later_is_watched(docker: Engine) -> None:
     until("it is told", lambda: "oom" in docker.actions(made))
 
 
+@pytest.mark.usefixtures("controllers")
 def test_a_fork_bomb_stays_inside_its_pids_limit(docker: Engine) -> None:
     # busybox sh ends when it cannot fork: the inner one does
     script = "(for i in $(seq 100); do sleep 1000 & done); echo bombed; exec sleep 1000"

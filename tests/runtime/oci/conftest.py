@@ -16,7 +16,6 @@ import pytest
 from mooring.runtime.oci import cgroups, container, entering, machine
 from mooring.runtime.oci.container import OciError, Overlay, Process, Running
 
-CGROUP = "/sys/fs/cgroup"
 APPLETS = (
     "sh ls cat echo true false grep sleep id env mount umount hostname ps stty tty dd touch mkdir "
     "stat readlink wc head kill mknod pwd chown unshare"
@@ -235,13 +234,6 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for applet in APPLETS.split():
         (rootfs / "bin" / applet).symlink_to("busybox")
     return rootfs
-
-
-@pytest.fixture
-def controllers() -> None:
-    """Limits can be set; not so on the unified hierarchy of a hybrid host (`--cgroup2`)."""
-    if cgroups.version() == 2 and "memory" not in Path(f"{CGROUP}/cgroup.controllers").read_text():
-        pytest.skip("the controllers are version 1's on this host")
 
 
 @pytest.fixture(params=["warm", "cold"])
