@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -29,7 +30,7 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.host import HostStarted
-from tests.fakes import FakeHost
+from tests.fakes import FakeHost, FakeRun
 
 from .conftest import Client, Replica
 
@@ -335,6 +336,21 @@ async def test_a_kill_that_is_asked_for_again_is_answered_as_done(
     host.vanish(container, 137)
     await client.bus.request(subjects.CONTAINER_KILL, KillContainer(container="web"), Done)
     assert (await client.record(container)).exit_code == 137
+
+
+async def test_a_start_that_is_asked_for_again_after_its_run_was_cleared_away_is_done(
+    client: Client, host: FakeHost
+) -> None:
+    """Its exit is on its way, with a replica that died: the host has nothing of it any more."""
+    container = await client.create("web")
+    host.failure = HostStarted(over=True)
+    starting = asyncio.create_task(client.start("web"))
+    await client.until(container, State.STARTING)
+    host.runs[container] = FakeRun(container, 1, 4711, time.time_ns())
+    await host.exit(container, 5)
+    await starting
+    assert (await client.until(container, State.EXITED)).exit_code == 5
+    assert await client.actions(3) == ["create", "start", "die"]
 
 
 async def test_what_is_told_of_runs_that_a_policy_began_is_recorded_in_their_order(

@@ -108,12 +108,24 @@ class RunningHandlers:
             # It is known by now that it did start: whoever carried it out as well was faster.
             return row
         faults.point("lifecycle.start.hosted")
+        if host.over:
+            return await self._until_told(row)
         if message:
             await self._refuse(row.key, run, message, exit_code)
             raise InvalidParameter(message)
         now = engine.claim("").now
         row = await engine.containers.change(row.key, lambda r: states.started(r, run, host, now))
         faults.point("lifecycle.start.recorded")
+        return row
+
+    async def _until_told(self, row: Row[ContainerRecord]) -> Row[ContainerRecord]:
+        """The run has begun and ended, which is known to the stream of facts: wait for that."""
+        run = row.record.run
+        row = await self._endings.wait(
+            row, lambda r: r.state is not State.STARTING or r.run != run, _FACTS_WAIT
+        )
+        if row.record.state is State.STARTING and row.record.run == run:
+            raise Unavailable(f"run {run} of container {row.key} is over, and how is not known yet")
         return row
 
     async def _mounted_images(self, record: ContainerRecord) -> list[ImageRecord]:

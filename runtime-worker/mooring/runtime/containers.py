@@ -48,6 +48,10 @@ _RUNTIME_WORDS = (
 """What Docker's users and their scripts look for in front of what the runtime says."""
 
 
+class RunOver(Conflict):
+    """A start is asked for again that was done; nothing is left of the run."""
+
+
 class Shims(Protocol):
     """What runs containers; see handing.Shims."""
 
@@ -159,7 +163,10 @@ class Containers:
         """Start a run by command; a run that was started before answers with what is true."""
         with log.bind(container=request.record.id[:12]):
             async with self._locks.hold(request.record.id, starting=True):
-                return await self._start(request, by_command=True)
+                try:
+                    return await self._start(request, by_command=True)
+                except RunOver:
+                    return HostStarted(over=True)
 
     async def restart(self, request: HostRestart) -> HostStarted:
         """Start the next run of a container as the last start by command said."""
@@ -347,7 +354,7 @@ class Containers:
             elif found.stage is Stage.LIVE:
                 raise Conflict(f"container {id_} is running (run {other})")
             elif other > run:
-                raise Conflict(f"run {run} of container {id_} is over")
+                raise RunOver(f"run {run} of container {id_} is over")
             else:
                 # Its files stay for whoever still reads them; its address is free, and its
                 # cgroup has to be gone before another one can have its name.
@@ -355,7 +362,7 @@ class Containers:
                 await until_ended(found)
                 await self._parts.reaper.remove_cgroup(found.cgroup)
         if run <= self._parts.reaper.last_released(id_):
-            raise Conflict(f"run {run} of container {id_} is over")
+            raise RunOver(f"run {run} of container {id_} is over")
         return None
 
     def _answer(self, request: HostStart, known: Run) -> HostStarted:

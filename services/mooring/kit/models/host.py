@@ -66,6 +66,8 @@ class HostStarted(Done):
     network: NetworkState = Field(default_factory=NetworkState)
     mounts: list[MountPoint] = []
     warnings: list[str] = []
+    over: bool = False
+    """It was started before, has ended, and nothing is left of it here: its exit was told."""
 
 
 class HostContainer(Request):
