@@ -97,8 +97,18 @@ def test_a_killed_service_comes_back_and_the_output_has_no_gap(host: Host, name:
 @pytest.mark.parametrize("unit", ["mooring-containers.service", "mooring-shims.service"])
 def test_the_keeper_of_a_cgroup_may_be_killed(host: Host, unit: str) -> None:
     host.docker("run", "-d", "--name", "safe", "--network", "none", "bb", "sh", "-c", COUNT)
-    host.run("kill", "-9", host.show(unit, "MainPID"))
+    for _ in range(7):  # more than systemd starts a unit in 10 s by default
+        pid = host.show(unit, "MainPID")
+        host.run("kill", "-9", pid)
+        until(
+            lambda: host.show(unit, "MainPID") != pid and host.show(unit, "SubState") == "running",  # noqa: B023
+            f"{unit} does not come back",
+        )
+        if host.show(unit, "MainPID") == "0":
+            break  # it is kept by the processes that are in it
+        host.run("systemctl", "kill", "--signal=KILL", "mooring-runtime.service", check=False)
     until(lambda: host.show(unit, "ActiveState") == "active", f"{unit} is not active")
+    host.docker("run", "--rm", "--network", "none", "bb", "true")
     before = counted(host, "safe")
     until(lambda: counted(host, "safe") > before, "safe has stopped printing")
     assert (
@@ -269,16 +279,36 @@ def test_after_a_reboot_containers_come_back_by_their_policy(host: Host) -> None
     until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit}")
     host.reboot()
     until(lambda: answers(host), "the API does not answer after a reboot")
-
-    def state(name: str) -> dict[str, object]:
-        found: dict[str, object] = json.loads(host.docker("inspect", name))[0]["State"]
-        return found
-
-    until(lambda: state("always")["Running"] is True, "always has not come back")
-    until(lambda: state("never")["Running"] is False, "never is still said to run")
-    assert state("never")["Status"] == "exited"
+    until(lambda: state(host, "always")["Running"] is True, "always has not come back")
+    until(lambda: state(host, "never")["Running"] is False, "never is still said to run")
+    assert state(host, "never")["Status"] == "exited"
     assert host.docker("ps", "-q", "--filter", "name=never").strip() == ""
     host.docker("rm", "-f", "always", "never")
+
+
+def test_a_shutdown_lets_containers_end_and_stops_none_for_good(host: Host) -> None:
+    """With the host its units end; that is no `docker stop`, from which nothing comes back."""
+    script = "trap 'echo over; exit 4' TERM; echo begun; while :; do sleep 0.1; done"
+    common = ("-d", "--network", "none", "bb", "sh", "-c", script)
+    policies = {"stays": "unless-stopped", "fails": "on-failure", "ends": "no"}
+    for name, policy in policies.items():
+        host.docker("run", "--name", name, "--restart", policy, *common)
+        unit = unit_of(host, name)
+        until(lambda: host.show(unit, "ActiveState") == "active", f"no {unit}")  # noqa: B023
+    host.reboot()
+    until(lambda: answers(host), "the API does not answer after a reboot")
+    until(lambda: state(host, "stays")["Running"] is True, "stays has not come back")
+    until(lambda: state(host, "ends")["Running"] is False, "ends is still said to run")
+    for name in policies:
+        assert host.docker("logs", name).split()[:2] == ["begun", "over"]
+    assert state(host, "ends")["Status"] == "exited"
+    host.docker("rm", "-f", *policies)
+
+
+def state(host: Host, name: str) -> dict[str, object]:
+    """What inspect says of a container's state."""
+    found: dict[str, object] = json.loads(host.docker("inspect", name))[0]["State"]
+    return found
 
 
 def test_uninstalling_leaves_containers_until_they_are_purged(host: Host) -> None:
