@@ -110,7 +110,7 @@ def test_an_exit_is_applied_once() -> None:
 
 def test_an_exit_that_is_lost_is_255_and_says_so() -> None:
     ended = exits.exited(record(State.RUNNING, pid=7), Exit(1, None, 0, 0), CLAIM)
-    assert (ended.exit_code, ended.error) == (255, exits.LOST)
+    assert (ended.exit_code, ended.error) == (255, exits.UNKNOWN)
 
 
 def test_a_restart_under_way_survives_the_exit_and_the_auto_removal() -> None:

@@ -12,6 +12,7 @@ import pytest
 from mooring.shim import beginning
 from mooring.shim.beginning import PREPARED, Beginnings
 from mooring.shim.execs import Exec
+from mooring.shim.logread import LogReader
 from mooring.shim.loop import Loop
 
 RUNNING: Any = None
@@ -150,3 +151,19 @@ def test_nothing_stays_open_of_what_is_taken_back(bench: Bench) -> None:
     bench.beginnings.abandon()
     os.close(bench.oci.machines[0]._end)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_who_reads_an_exec_that_was_undone_reads_what_it_prints_in_the_end(
+    bench: Bench, tmp_path: Path
+) -> None:
+    first = bench.begin("e", bench.request("true"))
+    reader = LogReader(str(tmp_path / "execs/e/log"))
+    assert reader.read(0, 100)
+    end = reader.end()
+    # As the shim after one that was killed does.
+    first.undo()
+    second = bench.begin("e", bench.request("true"))
+    assert second.recorder is not None
+    second.recorder.log.note(1, b"printed")
+    assert reader.read(end, 100).endswith(b"printed")
+    first.discard()

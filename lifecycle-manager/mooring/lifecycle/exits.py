@@ -35,6 +35,8 @@ class Exit(NamedTuple):
 
 LOST_EXIT_CODE = 255
 LOST = "exit status lost with the host"
+UNKNOWN = "exit status unknown: the shim was killed, and this kernel can't tell"
+"""Before Linux 6.15 only its parent learns how a process ended."""
 
 
 def is_news(record: ContainerRecord, run: int, started_ns: int) -> bool:
@@ -82,7 +84,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
         finished_ns=exit.finished_ns or now,
         exit_code=exit_code,
         oom_killed=exit.oom_killed or (record.oom_killed and exit.run == record.run),
-        error=exit.error or (LOST if exit.exit_code is None else ""),
+        error=exit.error or (UNKNOWN if exit.exit_code is None else ""),
         network=NetworkState(),
         restart_count=max(record.restart_count, exit.restart_count),
         **_after_exit(record, exit),

@@ -266,7 +266,7 @@ class Reconciler:
         engine, now = self._engine, time.time_ns()
         match action, truth:
             case Action.LOST, _:
-                await self._endings.apply(key, Exit(record.run, None, 0, 0))
+                await self._endings.apply(key, Exit(record.run, None, 0, 0, error=exits.LOST))
             case Action.EXITED, RunTruth():
                 await self._endings.apply(key, exit_of(truth))
             case Action.STARTED, RunTruth():

@@ -90,7 +90,9 @@ class Exec:
         os.makedirs(self.directory, 0o700, exist_ok=True)
         if wants_output:
             log = LogWriter(f"{self.directory}/log", SEGMENT_BYTES, 0)
-            log.begin_run(1)
+            if not log.end:
+                # Begun by another shim and never executed, it may have readers already.
+                log.begin_run(1)
             self.recorder = self._recorder(log)
 
     def _recorder(self, log: LogWriter) -> Recorder:
@@ -210,6 +212,13 @@ class Exec:
             self._exited(0)
         if self.pidfd >= 0:
             self._finish()
+
+    def undo(self) -> None:
+        """It was never executed, and may be started again: its log stays, for who reads it."""
+        try:
+            os.unlink(f"{self.directory}/exec.json")
+        except FileNotFoundError:
+            pass
 
     def discard(self) -> None:
         """Delete its directory; a process that runs on is left alone."""

@@ -109,7 +109,7 @@ class Shim:
             # Whoever wants it asks again.
             for fd in fds.values():
                 os.close(fd)
-            entry.discard()
+            entry.undo()
             return
         self.execs[ident] = entry
         entry.take_over(record, fds)

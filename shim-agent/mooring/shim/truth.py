@@ -21,7 +21,7 @@ from .shims import Shims
 
 logger = logging.getLogger(__name__)
 
-LOST = "lost with the host"
+LOST = "exit status lost with the host"
 
 
 class Truth:
