@@ -150,6 +150,27 @@ def test_no_container_outlives_an_end_with_all_of_them_whoever_still_starts_some
     assert not docker.api("GET", "/containers/json").json
 
 
+def why_not(docker: Engine) -> str:
+    """What `mooring status` says of an engine that does not answer."""
+    said = docker.mooring("status", *docker.dirs(), check=False).stderr
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with all services"])
+def test_an_engine_whose_supervisor_was_killed_can_be_ended(docker: Engine, alone: bool) -> None:
+    docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
+    pid = docker.inspect("web")["State"]["Pid"]
+    for killed in (docker.supervisor(), *(() if alone else docker.pids().values())):
+        os.kill(killed, signal.SIGKILL)
+    until("it says so", lambda: "has lost its supervisor" in why_not(docker))
+    docker.down("--containers", "--timeout", "0")
+    assert not os.path.exists(f"/proc/{pid}")
+    until("all of it has ended", lambda: not docker.processes())
+    assert "no engine runs" in why_not(docker)
+    docker.up()
+    assert docker.state_of("web") == "exited"
+
+
 def test_a_container_that_ends_while_the_engine_is_down_is_reported_after(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=50))
     pid = docker.inspect("count")["State"]["Pid"]

@@ -107,14 +107,28 @@ def down(
     settings = _settings({"state_dir": state_dir, "run_dir": run_dir})
     run_dir = settings.run_dir
     try:
-        found = control.status(run_dir)
+        found = _reach(run_dir)
         with ending(run_dir) if containers else contextlib.nullcontext():
             if containers:
                 _stop_containers(run_dir, found["hosts"][0], timeout)
             with errors.status("stopping the services"):
                 control.stop(run_dir)
-    except (control.NotRunning, TimeoutError, ApiError) as exc:
+    except (control.NotRunning, control.StartFailed, TimeoutError, ApiError) as exc:
         fail(exc)
+
+
+def _reach(run_dir: Path) -> dict[str, Any]:
+    """The status of an engine; one whose supervisor was killed is given another one first."""
+    try:
+        return control.status(run_dir)
+    except control.NotRunning:
+        if (before := control.abandoned(run_dir)) is None:
+            raise
+    settings = _settings(
+        {"state_dir": before["state_dir"], "run_dir": run_dir, "host": before["hosts"]}
+    )
+    with errors.status("taking over from a supervisor that was killed"):
+        return control.start(settings)
 
 
 def _stop_containers(run_dir: Path, host: str, timeout: int) -> None:

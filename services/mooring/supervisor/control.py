@@ -30,6 +30,16 @@ def status(run_dir: Path) -> dict[str, Any]:
     return _ask(run_dir, "status")
 
 
+def abandoned(run_dir: Path) -> dict[str, Any] | None:
+    """The last words of an engine whose supervisor did not end by itself (see Supervisor.describe):
+    its services go on, or what they had stored is kept."""
+    try:
+        found: dict[str, Any] = json.loads((run_dir / "supervisor.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
 def stop(run_dir: Path, timeout: float = 60.0) -> None:
     """Stop the services and wait until the supervisor has ended; NotRunning, TimeoutError."""
     pid = int(_ask(run_dir, "stop")["pid"])
@@ -104,7 +114,12 @@ def _ask(run_dir: Path, operation: str) -> dict[str, Any]:
                     raise NotRunning(f"the engine in {run_dir} has just ended")
                 answer += data
         except OSError as exc:
-            raise NotRunning(f"no engine runs in {run_dir}") from exc
+            if abandoned(run_dir) is None:
+                raise NotRunning(f"no engine runs in {run_dir}") from exc
+            raise NotRunning(
+                f"the engine in {run_dir} has lost its supervisor: "
+                "`mooring up` starts another one, which goes on"
+            ) from exc
     found: dict[str, Any] = json.loads(answer)
     if not found.pop("ok"):
         raise NotRunning(str(found["error"]))
