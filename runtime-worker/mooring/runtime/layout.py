@@ -13,6 +13,7 @@ class Layout:
         "containers",
         "names",
         "network",
+        "network_used",
         "ports",
         "released",
         "removed",
@@ -42,6 +43,8 @@ class Layout:
         """The last run released of each container whose run was over a moment ago."""
         self.ports = f"{self.shims}/.ports"
         """The published ports of each run that has any, as `<id>.<run>`."""
+        self.network_used = f"{self.shims}/.network"
+        """Exists once mooring-network was asked for anything."""
         self.names = f"{self.shims}/.names"
         """What the name server is to know of each run on a user-defined network."""
         self.agent_socket = f"{self.run}/agent.sock"

@@ -93,7 +93,7 @@ async def main(settings: Settings, service: Service) -> None:
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)
     factory = Factory(environment)
-    attendant = Attendant(f"{settings.run_dir}/network.sock")
+    attendant = Attendant(f"{settings.run_dir}/network.sock", layout.network_used)
     networks = open_networks(
         _bridge(settings, layout),
         settings.state_dir / "network",

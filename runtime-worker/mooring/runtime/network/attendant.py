@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mooring.kit.errors import EngineError, Unavailable
@@ -20,10 +21,21 @@ _PACKET = 64 << 10
 class Attendant:
     """Requests are repeated on a new connection when one breaks: each may be done twice."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mark: str = "") -> None:
+        """mark: a file in memory, made when the service has been asked for the first time."""
         self._path = path
+        self._mark = mark
         self._socket: socket.socket | None = None
         self._lock = asyncio.Lock()
+        self._answered: asyncio.Event | None = None
+        """Of the request that waits for its answer."""
+        self.renewed: list[Callable[[], None]] = []
+        """Called for each new connection, and when one ends: the service may be another process,
+        which has what its store had."""
+
+    def used(self) -> bool:
+        """Whether the service may keep anything; one that does not need not be started to see."""
+        return os.path.exists(self._mark)
 
     async def hold(
         self,
@@ -45,6 +57,17 @@ class Attendant:
         """Have a holder's sockets closed."""
         await self.ask({"op": "release", "holder": holder})
 
+    async def holders(self, of: str) -> set[str]:
+        """Every holder of `ports` or of `names`."""
+        found: set[str] = set()
+        last = ""
+        while True:
+            answer = await self.ask({"op": "holders", "of": of, "after": last})
+            found.update(answer["holders"])
+            if not answer.get("more"):
+                return found
+            last = max(found)
+
     async def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """One request and its answer; Unavailable, EngineError with what the service says."""
         packet = json.dumps(request).encode()
@@ -65,29 +88,53 @@ class Attendant:
     def close(self) -> None:
         """Hang up."""
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
 
     async def _exchange(self, packet: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
-        if self._socket is None:
-            made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            made.setblocking(False)
-            self._socket = made
-            made.connect(self._path)
-        socket.send_fds(self._socket, [packet], list(descriptors))
-        answer = await _receive(self._socket)
-        if not answer:
-            raise ConnectionResetError("the network service hung up")
-        value: dict[str, Any] = json.loads(answer)
+        connection, new = self._socket, self._socket is None
+        if connection is None:
+            connection = self._socket = self._connect()
+        self._answered = asyncio.Event()
+        try:
+            socket.send_fds(connection, [packet], list(descriptors))
+            await self._answered.wait()
+            answer = connection.recv(_PACKET)
+            if not answer:
+                raise ConnectionResetError("the network service hung up")
+            value: dict[str, Any] = json.loads(answer)
+        except BaseException:
+            # Whoever asks next is not to get the answer to this.
+            self.close()
+            raise
+        finally:
+            self._answered = None
+        if new:
+            self._renewed()
         return value
 
+    def _connect(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            made.setblocking(False)
+            made.connect(self._path)
+            if self._mark:
+                os.close(os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            asyncio.get_running_loop().add_reader(made.fileno(), self._readable)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
-async def _receive(sock: socket.socket) -> bytes:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(sock.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(sock.fileno())
-    return sock.recv(_PACKET)
+    def _readable(self) -> None:
+        if self._answered is not None:
+            self._answered.set()
+            return
+        # It says nothing unasked: it has ended. Who comes next has to be looked at.
+        self.close()
+        self._renewed()
+
+    def _renewed(self) -> None:
+        for look in self.renewed:
+            look()

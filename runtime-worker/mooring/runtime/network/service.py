@@ -31,6 +31,8 @@ LISTENER = "network"
 PATIENCE = 60.0
 """Seconds with nothing to do until it ends."""
 PACKET = 64 << 10
+HOLDERS = 500
+"""At most in one answer, of about 70 bytes each: it has to fit into a packet."""
 DESCRIPTORS = 250
 """At most in one packet (SCM_MAX_FD is 253)."""
 
@@ -143,7 +145,12 @@ class Server:
             case "leave":
                 self._names.leave(request["holder"])
             case "holders":
-                return {"ok": True, "holders": sorted(self._ports.holders())}
+                names = request.get("of") == "names"
+                all_ = self._names.holders() if names else self._ports.holders()
+                after = request.get("after", "")
+                found = sorted(holder for holder in all_ if holder > after)
+                more = len(found) > HOLDERS
+                return {"ok": True, "holders": found[:HOLDERS], "more": more}
             case op:
                 return {"error": f"unknown op {op!r}"}
         return {"ok": True}

@@ -13,6 +13,7 @@ from mooring.kit import faults
 from mooring.kit.errors import EngineError
 from mooring.kit.models.network import NetworkState
 from mooring.runtime.network.attendant import Attendant
+from mooring.runtime.network.strays import Strays
 
 from .names import Sandbox, places
 
@@ -32,11 +33,18 @@ class Joining:
         self._attendant = attendant
         self._namespace = namespace
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._kept: set[str] = set()
+        """Runs that are over and did not leave: their files are still there."""
+        self._strays = Strays(attendant, "names", self._let_strays_go)
 
     async def join(
         self, holder: str, state: NetworkState, servers: list[str], namespace: str
     ) -> None:
         """Have a run answered, and found by others; or what is known of it changed."""
+        while (leaving := self._leaving.get(holder)) is not None:
+            # A start that was undone, and is made again: what leaves has the same name.
+            await asyncio.wait({leaving})
+        self._kept.discard(holder)
         outside = bool(state.gateway4 or state.gateway6)
         sandbox = Sandbox(holder, places(state.endpoints), tuple(servers), outside)
         path = f"{self._directory}/{holder}"
@@ -87,18 +95,30 @@ class Joining:
 
     def leave(self, holder: str) -> None:
         """The run is over. It may never have joined."""
+        if holder not in self._leaving and os.path.exists(f"{self._directory}/{holder}"):
+            self._have_left(holder)
+
+    def _let_strays_go(self, held: set[str]) -> None:
+        """Whoever is answered has a file, written before the answers began."""
+        written = set(os.listdir(self._directory))
+        for holder in ((held - written) | self._kept) - self._leaving.keys():
+            logger.info("names of %s had been left behind", holder)
+            self._have_left(holder)
+
+    def _have_left(self, holder: str) -> None:
         path = f"{self._directory}/{holder}"
-        if holder in self._leaving or not os.path.exists(path):
-            return
 
         async def leave() -> None:
             try:
                 await self._attendant.ask({"op": "leave", "holder": holder})
             except EngineError as exc:
                 logger.warning("the names of %s are kept: %s", holder, exc)
+                self._kept.add(holder)
+                self._strays.later()
                 return
             finally:
                 del self._leaving[holder]
+            self._kept.discard(holder)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
@@ -114,6 +134,7 @@ class Joining:
 
     async def close(self) -> None:
         """Wait for what is being let go."""
+        self._strays.close()
         if self._leaving:
             await asyncio.wait(self._leaving.values(), timeout=1.0)
 

@@ -153,6 +153,10 @@ class NameServer:
     def __len__(self) -> int:
         return len(self._resolvers)
 
+    def holders(self) -> set[str]:
+        """Who is answered."""
+        return set(self._resolvers)
+
     def load(self) -> None:
         """Read what the worker has written."""
         try:

@@ -24,6 +24,7 @@ from mooring.kit.models.port import PublishedPort
 from mooring.kit.ports import Wanted
 from mooring.runtime.network import conntrack, firewall, nft
 from mooring.runtime.network.attendant import Attendant
+from mooring.runtime.network.strays import Strays
 
 from .binding import Bound, PortInUse, bind, ephemeral, overlap
 
@@ -102,6 +103,7 @@ class Publisher:
         self._recovered = False
         self._gone: set[str] = set()
         """Holders that were released before their claims were read."""
+        self._strays = Strays(attendant, "ports", self._let_strays_go)
         self._binding = asyncio.Lock()
         self._last = 0
 
@@ -122,9 +124,11 @@ class Publisher:
         if not wanted:
             return {}
         claim = Claim(holder, address, address6, link)
-        if (releasing := self._releasing.get(holder)) is not None:
+        while (releasing := self._releasing.get(holder)) is not None:
             # A start that was undone, and is made again: what is let go has the same name.
             await asyncio.wait({releasing})
+        # Before anything waits: from now on nothing of this holder counts as left behind.
+        self._claims.setdefault(holder, claim)
         try:
             await self._bind(claim, wanted)
             faults.point("runtime.publish.bound")
@@ -213,6 +217,8 @@ class Publisher:
                 taken.append((claim, port.host_ip))
         self.restore()
         await self._rehold()
+        if self._attendant.used():
+            self._strays.look()
 
     def restore(self) -> None:
         """Make the maps hold exactly what the claims say; the table is there."""
@@ -235,6 +241,7 @@ class Publisher:
         """Wait for what is being released; nothing else changes."""
         if self._releasing:
             await asyncio.wait(self._releasing.values(), timeout=1.0)
+        self._strays.close()
         self._attendant.close()
         self._nft.close()
 
@@ -327,17 +334,29 @@ class Publisher:
             except EngineError as exc:
                 logger.warning("published ports cannot be held: %s", exc)
 
-    def _let_go(self, holder: str) -> None:
-        """Have the sockets of a holder closed, and forget its claim then."""
-        path = f"{self._directory}/{holder}"
-        if not os.path.exists(path):
+    def _let_strays_go(self, held: set[str]) -> None:
+        """Of `held` and of the claims, what no run has that we know."""
+        if not self._recovered:
             return
+        written = {name for name in os.listdir(self._directory) if not name.endswith(".new")}
+        for holder in (held | written) - self._claims.keys() - self._releasing.keys():
+            logger.info("ports of %s had been left behind", holder)
+            self._have_closed(holder)
+
+    def _let_go(self, holder: str) -> None:
+        """Have the sockets of a holder closed, and forget its claim then; it may have none."""
+        if os.path.exists(f"{self._directory}/{holder}"):
+            self._have_closed(holder)
+
+    def _have_closed(self, holder: str) -> None:
+        path = f"{self._directory}/{holder}"
 
         async def let_go() -> None:
             try:
                 await self._attendant.release(holder)
             except EngineError as exc:
                 logger.warning("the ports of %s are not released: %s", holder, exc)
+                self._strays.later()
                 return
             finally:
                 del self._releasing[holder]
