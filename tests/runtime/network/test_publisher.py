@@ -18,6 +18,7 @@ from mooring.kit.errors import EngineError
 from mooring.kit.ports import Wanted
 from mooring.runtime.network import firewall
 from mooring.runtime.network.attendant import Attendant
+from mooring.runtime.network.ports import publisher as publishing
 from mooring.runtime.network.ports.publisher import Publisher
 
 pytestmark = pytest.mark.kernel
@@ -41,6 +42,18 @@ class Holding(Attendant):
     async def release(self, holder: str) -> None:
         for descriptor in self.held.pop(holder, []):
             os.close(descriptor)
+
+
+class Late(Holding):
+    """Closes what is released when it may: it is being started again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_close = asyncio.Event()
+
+    async def release(self, holder: str) -> None:
+        await self.may_close.wait()
+        await super().release(holder)
 
 
 class Slow(Holding):
@@ -88,6 +101,28 @@ def test_a_run_that_is_made_again_keeps_its_claim_when_its_first_making_is_let_g
             await asyncio.sleep(0)  # what was let go comes to its end
         assert (tmp_path / "one.1").exists()
         publisher.release("one.1")
+        await publisher.close()
+        assert not attendant.held
+
+    in_a_namespace(publish)
+
+
+def test_a_port_that_is_being_released_is_waited_for_while_its_keeper_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_RETRIES", 0.05)
+    wanted = [Wanted("tcp", 80, "", 20001, 20001)]
+
+    async def publish() -> None:
+        attendant = Late()
+        publisher = Publisher(TABLE, str(tmp_path), attendant, lambda _: False)
+        await publisher.publish("one.1", wanted, address="10.1.0.2")
+        publisher.release("one.1")
+        other = asyncio.create_task(publisher.publish("two.1", wanted, address="10.1.0.3"))
+        await asyncio.wait({other}, timeout=0.3)
+        attendant.may_close.set()
+        await other
+        publisher.release("two.1")
         await publisher.close()
         assert not attendant.held
 

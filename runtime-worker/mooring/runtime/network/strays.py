@@ -47,6 +47,13 @@ class Strays:
         if self._timer is None and not self._closed:
             self._timer = asyncio.get_running_loop().call_later(RETRY, self._due)
 
+    async def settled(self) -> bool:
+        """Wait for a comparison that is going on; False if there is none."""
+        if self._task is None:
+            return False
+        await asyncio.wait({self._task})
+        return True
+
     def close(self) -> None:
         """Compare no more."""
         self._closed = True

@@ -263,7 +263,8 @@ class Publisher:
                 taken, refusal = number, None
                 continue
             try:
-                made = await self._try(item.protocol, item.host_ip, number)
+                only = item.first == item.last == number
+                made = await self._try(item.protocol, item.host_ip, number, patient=only)
             except PortInUse as exc:
                 refusal = exc
                 continue
@@ -295,8 +296,13 @@ class Publisher:
                 self.release(claim.holder)
         return False
 
-    async def _try(self, protocol: str, host_ip: str, number: int) -> socket.socket | None:
-        """A socket that has the port; PortInUse if another program has it."""
+    async def _try(
+        self, protocol: str, host_ip: str, number: int, *, patient: bool
+    ) -> socket.socket | None:
+        """A socket that has the port; PortInUse if another program has it.
+
+        patient: what is being released may be this port, no other one will do.
+        """
         released = self._released.pop((protocol, number), None)
         deadline = (released or 0.0) + _RETRIES
         while True:
@@ -304,11 +310,25 @@ class Publisher:
                 made = bind(protocol, host_ip, number)
             except PortInUse:
                 if time.monotonic() >= deadline:
-                    raise
+                    if not patient or not await self._settled():
+                        raise
+                    patient = False
+                    deadline = time.monotonic() + _RETRIES
                 await asyncio.sleep(_RETRY)
             else:
                 self._last = number
                 return made
+
+    async def _settled(self) -> bool:
+        """Wait until all that is over has been let go; False if nothing was.
+
+        While mooring-network is being started again that takes its time, and so would a hold.
+        """
+        waited = await self._strays.settled()
+        if self._releasing:
+            await asyncio.wait(self._releasing.values())
+            waited = True
+        return waited
 
     async def _hold(self, claim: Claim) -> None:
         ports = [port for port in claim.ports if port.socket is not None]
