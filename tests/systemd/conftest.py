@@ -10,7 +10,7 @@ import pytest
 
 import image
 
-from .host import Host, booted
+from .host import MACHINE, Host, booted
 
 NEEDED = ("systemd-nspawn", "debootstrap", "docker", "dbus-daemon")
 
@@ -29,13 +29,13 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs root and {', '.join(missing)}")
-    with booted("mooring-a", tmp_path_factory.mktemp("host")) as host:
+    with booted(MACHINE, tmp_path_factory.mktemp("host")) as host:
         yield host
 
 
 @pytest.fixture(scope="module")
 def host(bare: Host) -> Iterator[Host]:
     """A host with the engine installed and an image `bb` in it."""
-    bare.run("mooring", "install")
+    bare.install()
     bare.run("docker", "load", data=image.busybox_archive("bb:latest"))
     yield bare

@@ -17,6 +17,10 @@ from mooring.systemd.install import compile_program
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = Path(os.environ.get("MOORING_HOST_ROOT", "/var/cache/mooring-tests/host"))
 """Built once and kept: debootstrap takes more than a minute."""
+MACHINE = os.environ.get("MOORING_HOST_NAME", "mooring-a")
+"""Hosts of one name at the same time would take each other's cgroups away."""
+SLICE = "mooring.slice" if MACHINE == "mooring-a" else f"{MACHINE}.slice"
+"""Below it are the cgroups of version 1."""
 BOOT, STOP = 60.0, 60.0
 """Seconds."""
 SOCKET = "unix:///run/mooring/docker.sock"
@@ -98,6 +102,12 @@ class Host:
         settings = [f"{name}={value}" for name, value in environment.items()]
         enter = ["nsenter", "--target", str(self.leader), "--all", "--wd=/"]
         return [*enter, "env", "-i", *settings, *command]
+
+    def install(self) -> None:
+        """Install the engine; its cgroups of version 1 apart from those of other hosts."""
+        parent = f"cgroup_parent=/{SLICE}/mooring-containers.service"
+        own = SLICE != "mooring.slice" and not Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        self.run("mooring", "install", *(("--set", parent) if own else ()))
 
     def docker(self, *arguments: str, check: bool = True, timeout: float = 60.0) -> str:
         """The docker CLI against the host's engine."""
@@ -194,7 +204,7 @@ def bus() -> Iterator[None]:
 
 def remove_cgroups() -> None:
     """What the host's engine had in the controllers of version 1, which are this machine's too."""
-    for slice_ in Path("/sys/fs/cgroup").glob("*/mooring.slice"):
+    for slice_ in Path("/sys/fs/cgroup").glob(f"*/{SLICE}"):
         for folder, _, _ in os.walk(slice_, topdown=False):
             # Only empty ones go.
             with suppress(OSError):
