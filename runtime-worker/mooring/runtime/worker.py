@@ -271,13 +271,10 @@ def _pool_root(settings: Settings) -> str | None:
 
 
 def _bridge(settings: Settings, layout: Layout) -> Bridge:
-    instance = settings.instance
-    # Interface names have at most 15 characters.
-    suffix = instance.removeprefix("mooring").removeprefix("-")
     return Bridge(
         BridgeSettings(
-            bridge=f"mr-{suffix}" if suffix else "mooring0",
-            table=instance,
+            bridge=settings.bridge,
+            table=settings.instance,
             subnet=settings.bridge_subnet,
             directory=settings.state_dir / "network",
             pool=settings.warm_shims,

@@ -110,7 +110,7 @@ def down(
         found = _reach(run_dir)
         with ending(run_dir) if containers else contextlib.nullcontext():
             if containers:
-                _stop_containers(run_dir, found["hosts"][0], timeout)
+                stop_containers(run_dir, found["hosts"][0], timeout)
             with errors.status("stopping the services"):
                 control.stop(run_dir)
     except (control.NotRunning, control.StartFailed, TimeoutError, ApiError) as exc:
@@ -131,10 +131,11 @@ def _reach(run_dir: Path) -> dict[str, Any]:
         return control.start(settings)
 
 
-def _stop_containers(run_dir: Path, host: str, timeout: int) -> None:
+def stop_containers(run_dir: Path, host: str, timeout: int) -> None:
     """Stop every container of the engine, all at the same time, until nothing of any runs.
 
-    None is started any more, but one may have been on its way.
+    None is started any more (`ending`), but one may have been on its way. TimeoutError, with the
+    words of those that do not stop; ApiError.
     """
     import asyncio
 
@@ -147,7 +148,7 @@ def _stop_containers(run_dir: Path, host: str, timeout: int) -> None:
                 return
             if time.monotonic() > deadline:
                 words = refused or [f"{name} has not ended" for name in left]
-                fail("some containers did not stop: " + "; ".join(words))
+                raise TimeoutError("some containers did not stop: " + "; ".join(words))
             time.sleep(_LOOK)
 
 
@@ -155,7 +156,7 @@ async def _stop_running(host: str, timeout: int) -> tuple[int, list[str]]:
     """Stop what is running now: how many, and what was said of those that did not stop."""
     import asyncio
 
-    async with Client(host) as client:
+    async with asyncio.timeout(timeout + _STOP_SLACK), Client(host) as client:
         found = await client.call("GET", "/containers/json")
         params = {"t": str(timeout)}
         calls = [

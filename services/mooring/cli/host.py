@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -11,16 +12,19 @@ from typing import Annotated, TypeVar
 import typer
 from rich.markup import escape
 
-from mooring.kit.config import ConfigError
+from mooring.kit.config import ConfigError, Settings
 from mooring.kit.errors import EngineError
 from mooring.kit.nats_server import NoServerError
 
-from .engine import assignments, console, fail
+from .client import ApiError
+from .engine import assignments, console, fail, stop_containers
 
 Prefix = Annotated[
     Path, typer.Option(help="lib/systemd, lib/sysusers.d and lib/tmpfiles.d go below it")
 ]
 DEFAULT_PREFIX = Path("/usr/local")
+CONTAINER_SECONDS = 10
+"""How long a container gets to end itself, as with Docker's stop."""
 T = TypeVar("T")
 
 
@@ -43,13 +47,39 @@ def install(
 
 def uninstall(
     prefix: Prefix = DEFAULT_PREFIX,
-    purge: Annotated[bool, typer.Option("--purge", help="stop the containers too")] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="stop the containers, delete everything")
+    ] = False,
 ) -> None:
-    """Stop the services and take their units away; containers go on, unless --purge."""
+    """Stop the services and take their units away; containers go on, unless --purge.
+
+    With --purge nothing of the engine stays: neither images nor volumes, users nor settings.
+    """
     from mooring.systemd import install as installing
     from mooring.systemd.settings import Layout
 
-    _carefully(lambda: installing.uninstall(Layout(prefix), _say, purge=purge))
+    stop = _stop_containers if purge else None
+    _carefully(lambda: installing.uninstall(Layout(prefix), _say, purge=stop))
+
+
+def _stop_containers(settings: Settings) -> None:
+    """Stop them while there is an engine, which takes away what they have in the kernel.
+
+    Without one they are ended all the same, by systemd.
+    """
+    _say("stopping the containers")
+    try:
+        stop_containers(settings.run_dir, min(settings.host, key=_is_tcp), CONTAINER_SECONDS)
+        # Each run is given back a moment after its end: addresses, links, cgroups.
+        deadline = time.monotonic() + CONTAINER_SECONDS
+        while any((settings.run_dir / "shims").glob("[!.]*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    except (ApiError, TimeoutError, OSError) as exc:
+        _say(f"they are ended by systemd: {str(exc) or 'the engine does not answer'}")
+
+
+def _is_tcp(host: str) -> bool:
+    return not host.startswith("unix:")
 
 
 def upgrade(

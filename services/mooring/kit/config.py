@@ -173,6 +173,12 @@ class Settings(Model):
         return "mooring-" + hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]
 
     @property
+    def bridge(self) -> str:
+        """The link of the default network; interface names have at most 15 characters."""
+        suffix = self.instance.removeprefix("mooring").removeprefix("-")
+        return f"mr-{suffix}" if suffix else "mooring0"
+
+    @property
     def cgroup_root(self) -> str:
         """The cgroup below which this engine's containers live."""
         return self.cgroup_parent or f"/{self.instance}"

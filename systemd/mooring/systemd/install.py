@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import subprocess
 import tomllib
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import mooring
 from mooring.kit.config import DEFAULT_FILE, Settings, load
+from mooring.kit.ending import ending
 
+from . import purge as purging
 from . import shims
 from .manager import Manager, ManagerError
 from .settings import (
@@ -21,6 +24,7 @@ from .settings import (
     ON_DEMAND,
     SERVICES,
     SHIMS,
+    SLICE,
     TARGET,
     Layout,
     files,
@@ -30,7 +34,7 @@ from .settings import (
 )
 
 Say = Callable[[str], None]
-CGROUP = f"/mooring.slice/{CONTAINERS}"
+CGROUP = f"/{SLICE}/{CONTAINERS}"
 _DEFAULTS: dict[str, object] = {"cgroup_parent": CGROUP}
 REPLACED = ("lifecycle", "shim-agent", "runtime", "gateway")
 """In the order in which an upgrade replaces them. Agent and gateway are each a short pause for who
@@ -91,10 +95,39 @@ def replace(
     return settings
 
 
-def uninstall(layout: Layout, say: Say, *, purge: bool, config: Path = DEFAULT_FILE) -> None:
-    """Stop the services and take the units away; purge: stop what still runs of containers too."""
+def uninstall(
+    layout: Layout,
+    say: Say,
+    *,
+    purge: Callable[[Settings], None] | None = None,
+    config: Path = DEFAULT_FILE,
+) -> None:
+    """Stop the services and take the units away; containers go on.
+
+    purge: stops the containers while there is an engine. Then everything else is taken away too;
+    what still runs of containers is ended by systemd.
+    """
     _check_host()
     settings = load(environ={}, file=config)
+    with contextlib.ExitStack() as ended:
+        if purge is not None and settings.run_dir.is_dir():
+            ended.enter_context(ending(settings.run_dir))
+            purge(settings)
+        _remove_units(settings, layout, say, config, purge=purge is not None)
+        if purge is not None:
+            purging.purge(settings, say)
+    if purge is not None:
+        # Last: a purge that was broken off can be done again.
+        config.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            # Not if there is something of the operator's in it.
+            config.parent.rmdir()
+
+
+def _remove_units(
+    settings: Settings, layout: Layout, say: Say, config: Path, *, purge: bool
+) -> None:
+    kept = () if purge else (CONTAINERS, SHIMS, CONTAINER_SLICE, SLICE)
     with Manager() as manager:
         manager.disable([TARGET, *ACTIVATORS, *sockets(settings)])
         # Those who take requests first, so that nobody is promised anything any more.
@@ -103,16 +136,16 @@ def uninstall(layout: Layout, say: Say, *, purge: bool, config: Path = DEFAULT_F
             say(f"stopping {unit}")
             manager.stop(unit)
         if purge:
-            for unit in (CONTAINERS, SHIMS, CONTAINER_SLICE):
+            for unit in (CONTAINERS, SHIMS, CONTAINER_SLICE, SLICE):
                 say(f"stopping {unit}")
                 manager.stop(unit)
         for path in files(settings, layout, config):
             # The cgroups of containers that go on are still systemd's to know.
-            if purge or path.name not in (CONTAINERS, SHIMS, CONTAINER_SLICE, "mooring.slice"):
+            if path.name not in kept:
                 path.unlink(missing_ok=True)
         manager.reload()
-    if purge:
-        config.unlink(missing_ok=True)
+        # Else they would be listed for as long as the host is up, as not found.
+        manager.forget("mooring")
 
 
 def write_config(config: Path, given: Mapping[str, object]) -> None:

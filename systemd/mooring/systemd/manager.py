@@ -9,6 +9,8 @@ from typing import Any, Self
 
 _NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 _POLL = 0.02
+_RELOADS = 5
+"""Enough for a chain of units that refer to each other: target, gateway, its sockets, NATS."""
 _READ = {
     "ActiveState": str,
     "SubState": str,
@@ -83,6 +85,24 @@ class Manager:
         if self.describe(unit):
             self._proxy.Manager.StopUnit(unit.encode(), b"replace")
             self._until(unit, {"inactive", "failed"}, timeout)
+
+    def forget(self, prefix: str) -> None:
+        """Have it let go of units whose name begins so and whose files are gone.
+
+        It keeps one that failed, and one that another had referred to until the last reload.
+        """
+        for _ in range(_RELOADS):
+            gone = [
+                (name, active)
+                for name, _, load, active, *_ in self._proxy.Manager.ListUnits()
+                if name.startswith(prefix.encode()) and load == b"not-found"
+            ]
+            if not gone:
+                return
+            for name, active in gone:
+                if active == b"failed":
+                    self._proxy.Manager.ResetFailedUnit(name)
+            self.reload()
 
     def describe(self, unit: str) -> dict[str, Any]:
         """The properties of a loaded unit as plain values; {} if there is no such unit."""

@@ -23,6 +23,7 @@ ON_DEMAND = ("network",)
 """Started by a connection to their socket, which is there as long as the engine is."""
 TARGET = "mooring.target"
 CONTAINERS, SHIMS = "mooring-containers.service", "mooring-shims.service"
+SLICE = "mooring.slice"
 CONTAINER_SLICE = "mooring-containers.slice"
 """Where each long-lived container has a unit, see mooring.shim.units."""
 _WANTED_FILES = 65536
