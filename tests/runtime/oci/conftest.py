@@ -249,4 +249,5 @@ def box(request: pytest.FixtureRequest, busybox: Path, tmp_path: Path) -> Iterat
         result.clean(running)
     assert cgroups.children(result.parent) == []
     assert not cgroups.attach(result.parent).exists()
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    # Fewer may be open: other tests leave some to the collector.
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
