@@ -66,7 +66,7 @@ class ExecHandlers:
         engine.events.push(container.key, container.record.outbox)
         if not record.config.tty:
             # It is likely to be started next: its process can wait for that.
-            likely = _host_exec(record, container.record.run, _attached(record.config))
+            likely = _host_exec(record, container.record.run, record.config.attached)
             engine.tasks.spawn(
                 engine.hosts.prepare_exec(record.node, likely), f"prepare {exec_id[:12]}"
             )
@@ -117,7 +117,7 @@ class ExecHandlers:
 
     async def finish(self, row: Row[ExecRecord]) -> None:
         """Carry out a claimed start that was left; the host knows whether it began."""
-        detached = not _attached(row.record.config)
+        detached = not row.record.config.attached
         with self._engine.holding(row.key):
             await self._run(row, StartExec(exec_id=row.key, detach=detached))
 
@@ -126,8 +126,13 @@ class ExecHandlers:
         config = record.config
         if request.tty is not None and request.tty != config.tty:
             config = config.model_copy(update={"tty": request.tty})
-        asked = _host_exec(record, record.run, not request.detach).model_copy(
-            update={"config": config, "rows": request.rows, "columns": request.columns}
+        asked = _host_exec(
+            record,
+            record.run,
+            not request.detach,
+            config=config,
+            rows=request.rows,
+            columns=request.columns,
         )
         try:
             started = await engine.hosts.exec(record.node, asked)
@@ -193,18 +198,24 @@ class ExecHandlers:
                 return
 
 
-def _attached(config: ExecConfig) -> bool:
-    return config.attach_stdout or config.attach_stderr or config.attach_stdin
-
-
-def _host_exec(record: ExecRecord, run: int, attach: bool) -> HostExec:
+def _host_exec(
+    record: ExecRecord,
+    run: int,
+    attach: bool,
+    *,
+    config: ExecConfig | None = None,
+    rows: int = 0,
+    columns: int = 0,
+) -> HostExec:
     return HostExec(
         request_id=f"{record.command_id}.exec",
         id=record.container,
         run=run,
         exec_id=record.id,
-        config=record.config,
+        config=config or record.config,
         attach=attach,
+        rows=rows,
+        columns=columns,
     )
 
 

@@ -45,8 +45,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._stopping = False
         self._started = time.time()
-        self._written = ""
-        self._seen: tuple[bool, list[tuple[int, State, int]]] | None = None
+        self._recorded: tuple[object, ...] = ()
         self._buffers: dict[socket.socket, bytes] = {}
         self._cleanup = contextlib.ExitStack()
         self._hear: Callable[[], None] = lambda: None
@@ -154,7 +153,6 @@ class Supervisor:
             self._keeper_due = time.monotonic() + KEEPER_DELAY
             return
         self._watch(self._keeper.pidfd, self._keeper_ended)
-        self._seen = None
 
     def _keeper_ended(self) -> None:
         self._selector.unregister(self._keeper.pidfd)
@@ -358,17 +356,14 @@ class Supervisor:
         """Keep supervisor.json true: by it, our successor finds what we leave if we are killed."""
         # Most of what wakes us changes nothing of it, and happens while somebody waits for a start.
         states = [(child.pid, child.state, child.restarts) for child in self._children]
-        if (seen := (self._stopping, states)) == self._seen:
+        now = (self._stopping, self._keeper.pid, states)
+        if now == self._recorded:
             return
-        self._seen = seen
         content = self.describe()
         for service in content["services"]:
             del service["uptime"], service["status"], service["stored"]
-        text = json.dumps(content)
-        if text != self._written:
-            path = self._run_dir / "supervisor.json"
-            _write(path, text)
-            self._written = text
+        _write(self._run_dir / "supervisor.json", json.dumps(content))
+        self._recorded = now
 
 
 def inherited(kept: Kept, host: str) -> list[tuple[str, socket.socket]]:

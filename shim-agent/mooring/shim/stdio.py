@@ -265,10 +265,7 @@ class Output:
     def make_lane(self) -> None:
         """Have a lane, to be used when somebody else has it as well. OSError."""
         self.outlet, self.inlet = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            fcntl(self.inlet, F_SETPIPE_SZ, _PIPE_BYTES)
-        except OSError:
-            pass  # Over the limit of this user: it takes less at a time.
+        _widen(self.inlet)
 
     def use_lane(self) -> None:
         """From now on, or from before on."""
@@ -342,10 +339,7 @@ class Output:
 
     def _flood(self) -> None:
         self._flooded = True
-        try:
-            fcntl(self.source, F_SETPIPE_SZ, _PIPE_BYTES)
-        except OSError:
-            pass  # Over the limit of this user: the pipe stays as it is.
+        _widen(self.source)
         if self._recorder.on_flood is not None:
             self._recorder.on_flood(self)
 
@@ -392,3 +386,10 @@ class Output:
             self._recorder.hold(error)
         else:
             self._recorder.moved()
+
+
+def _widen(pipe: int) -> None:
+    try:
+        fcntl(pipe, F_SETPIPE_SZ, _PIPE_BYTES)
+    except OSError:
+        pass  # Over the limit of this user: the pipe stays as it is.

@@ -129,7 +129,7 @@ class ExecRoutes:
         if config.attach_stdin:
             plan.session = secrets.token_hex(8)
             plan.detach_keys = detach.parse(config.detach_keys) if tty else None
-        if not (config.attach_stdout or config.attach_stderr or config.attach_stdin):
+        if not config.attached:
             await self._start_unread(request, message, tty)
             return
         plan.start = message.model_copy(update={"request_id": engine.bus.new_id()})

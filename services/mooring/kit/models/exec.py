@@ -27,6 +27,11 @@ class ExecConfig(Model):
     attach_stderr: bool = False
     detach_keys: str = ""
 
+    @property
+    def attached(self) -> bool:
+        """Whether a client wants any of its streams."""
+        return self.attach_stdout or self.attach_stderr or self.attach_stdin
+
 
 class ExecRecord(Model):
     """Only the lifecycle manager writes it."""
