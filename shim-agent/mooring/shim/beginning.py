@@ -109,16 +109,18 @@ class Beginnings:
                 entry.discard()
             else:
                 streams.close_child()
-                names = dict(zip(("pidfd", "master"), fds, strict=False))
-                entry.started(streams, result["pid"], names, wants_input)
+                entry.started(streams, result["pid"], _named(fds), wants_input)
             entry.announce(result)
 
-        def asked(fields: Fields, fds: list[int], go: Callable[[], None]) -> None:
-            entry.record(fields["pid"], wants_input, fork_mark(fields["pid"]))
-            about_to({**dict(zip(("pidfd", "master"), fds, strict=False)), **streams.ours})
+        def hand_over(pid: int, unexecuted: str, fds: list[int], go: Callable[[], None]) -> None:
+            entry.record(pid, wants_input, unexecuted)
+            about_to({**_named(fds), **streams.ours})
             fault("shim.exec.recorded")
             go()
             fault("shim.exec.gone")
+
+        def asked(fields: Fields, fds: list[int], go: Callable[[], None]) -> None:
+            hand_over(fields["pid"], fork_mark(fields["pid"]), fds, go)
 
         def help_it() -> None:
             Helper(self._loop, self._work(request, streams), asked, done)
@@ -134,7 +136,8 @@ class Beginnings:
         try:
             entry.open(bool(request.get("output", True)))
             if entering is not None:
-                entry.record(entering.pid, wants_input, self._oci.UNEXECUTED)
+                unexecuted = self._oci.UNEXECUTED
+                hand_over(entering.pid, unexecuted, [entering.pidfd], entering.go)
         except BaseException:
             if entering is not None:
                 entering.abandon()
@@ -142,12 +145,8 @@ class Beginnings:
             raise
         if entering is None:
             help_it()
-            return
-        about_to({"pidfd": entering.pidfd, **streams.ours})
-        fault("shim.exec.recorded")
-        entering.go()
-        fault("shim.exec.gone")
-        self._loop.watch(entering.channel, READ, entered)
+        else:
+            self._loop.watch(entering.channel, READ, entered)
 
     def _machine(self, ident: str, request: Fields) -> tuple[Streams, Entering | None]:
         prepared = self._prepared.get(ident)
@@ -207,6 +206,11 @@ class Beginnings:
 def _streams(request: Fields) -> Streams:
     wants_output = bool(request.get("output", True))
     return Streams(bool(request["tty"]), bool(request.get("stdin")), wants_output)
+
+
+def _named(fds: list[int]) -> dict[str, int]:
+    """A process's descriptors by name: with a terminal there are two."""
+    return dict(zip(("pidfd", "master"), fds, strict=False))
 
 
 def _working(request: Fields) -> Fields:
