@@ -59,6 +59,38 @@ def test_more_elements_than_a_message_holds_are_added_and_deleted(table: nft.Nft
     assert table.elements("ports4") == {}
 
 
+def test_a_set_that_is_rehashed_while_it_is_read_is_read_again(
+    table: nft.Nft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel then tells some elements twice and leaves others out."""
+    table.change(add=[port(1), port(2)])
+    real, readings = nft.Nft._dump, iter((True, True, False))
+
+    def dump(self: nft.Nft, kind: int, body: bytes) -> Iterator[bytes]:
+        first, *others = real(self, kind, body)
+        yield from (first, first) if next(readings) else (first, *others)
+
+    monkeypatch.setattr(nft.Nft, "_dump", dump)
+    assert len(table.elements("ports4")) == 2
+    assert next(readings, None) is None
+
+
+def test_a_set_that_is_never_at_rest_is_an_error(
+    table: nft.Nft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.change(add=[port(1)])
+    real = nft.Nft._dump
+    monkeypatch.setattr(nft.Nft, "_dump", lambda *args: [*real(*args), *real(*args)])
+    with pytest.raises(BlockingIOError, match="ports4"):
+        table.elements("ports4")
+
+
+def test_ranges_beside_each_other_are_no_sign_of_a_rehash(table: nft.Nft) -> None:
+    low, high = IPv4Network("10.1.0.0/24"), IPv4Network("10.1.1.0/24")
+    table.change(add=[*nft.subnet("masq4", low), *nft.subnet("masq4", high)])
+    assert len(table.elements("masq4")) == 3
+
+
 def test_a_change_is_made_whole_or_not_at_all(table: nft.Nft) -> None:
     table.change(add=[port(1)])
     with pytest.raises(FileNotFoundError):

@@ -7,6 +7,7 @@ only. Numbers are from linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -31,6 +32,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _AT_ONCE = 500
 """Elements to a message: an attribute holds 64 KiB."""
 _BUFFER = 4 << 20
+_READINGS = 100
+"""Of one set, at most: a rehash takes milliseconds, as long as a reading or two."""
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
@@ -97,6 +100,12 @@ def _element(item: Element, *, full: bool) -> bytes:
     return attribute(_LIST_ELEM | _NESTED, body)
 
 
+def _key_and_data(item: bytes) -> tuple[bytes, bytes]:
+    parts = _attributes(item)
+    data = _attributes(parts.get(_ELEM_DATA, b""))
+    return _attributes(parts[_ELEM_KEY])[_DATA_VALUE], data.get(_DATA_VALUE, b"")
+
+
 class Nft:
     """One table of family inet, over a socket of the namespace it was made in.
 
@@ -133,16 +142,22 @@ class Nft:
         self._answers(self._sequence - 1)
 
     def elements(self, name: str) -> dict[bytes, bytes]:
-        """Key and data of every element of a set or map; OSError if it is not there."""
-        found: dict[bytes, bytes] = {}
+        """Key and data of every element of a set or map.
+
+        OSError: ENOENT for a set that is not there, EAGAIN for one that is never at rest.
+        """
         body = _text(_LIST_TABLE, self._table) + _text(_LIST_SET, name)
-        for answer in self._dump(_GETSETELEM, body):
-            for _, item in _nested(_attributes(answer).get(_LIST_ELEMENTS, b"")):
-                parts = _attributes(item)
-                key = _attributes(parts[_ELEM_KEY])[_DATA_VALUE]
-                data = _attributes(parts.get(_ELEM_DATA, b"")).get(_DATA_VALUE, b"")
-                found[key] = data
-        return found
+        for _ in range(_READINGS):
+            items = [
+                item
+                for answer in self._dump(_GETSETELEM, body)
+                for _, item in _nested(_attributes(answer).get(_LIST_ELEMENTS, b""))
+            ]
+            # A message of the answer begins at the number of elements that came before it. When
+            # the kernel rehashes the set in between, some come twice, and as many not at all.
+            if len(set(items)) == len(items):
+                return dict(map(_key_and_data, items))
+        raise BlockingIOError(errno.EAGAIN, f"nftables set {name} of {self._table} is not at rest")
 
     def rules(self) -> int:
         """How many rules the table has; 0 too if it is not there."""
