@@ -141,9 +141,13 @@ class _Server:
         program = Program(
             "forked", request["module"], environment=request["environment"], output=output
         )
+        gate, opened = os.pipe()
+        os.write(opened, b"!")
+        os.close(opened)
         pid = os.fork()
         if not pid:
-            become(program, [], "", 0.0)
+            become(program, [], "", 0.0, gate)
+        os.close(gate)
         self._pids.add(pid)
         pidfd = os.pidfd_open(pid)
 

@@ -250,6 +250,55 @@ def test_a_killed_keeper_is_replaced_by_one_that_knows_as_much(engine: Engine) -
         assert lines.readline() == "again\n"
 
 
+@pytest.fixture
+def fault(engine: Engine) -> Callable[[str], None]:
+    """Has the supervisor, which is started anew with fault points, killed at one of them."""
+    engine.stop()
+    engine.settings = engine.settings.model_copy(update={"faults": True})
+    faults = engine.settings.run_dir / "faults"
+    faults.mkdir()
+    engine.start()
+
+    def arm(point: str) -> None:
+        (faults / point).touch()
+
+    return arm
+
+
+def await_death(engine: Engine) -> None:
+    assert engine.process is not None
+    assert engine.process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", ["supervisor.heard", "supervisor.told"])
+def test_what_is_stored_while_the_supervisor_is_killed_is_kept_once(
+    engine: Engine, fault: Callable[[str], None], point: str
+) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        fault(point)
+        lines = keep(engine, client)
+        await_death(engine)
+        engine.start()
+        assert lines.readline() == "again\n"
+        assert lines.readline() == ""
+
+
+def test_a_service_that_the_killed_supervisor_had_not_recorded_never_began(
+    engine: Engine, fault: Callable[[str], None]
+) -> None:
+    before = engine.service("gateway")["pid"]
+    fault("supervisor.forked")
+    os.kill(before, signal.SIGKILL)
+    await_death(engine)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(engine.socket)
+        client.sendall(b"hello")
+        engine.start()
+        # By one that somebody knows, and not by one that nobody will ever end.
+        assert json.loads(client.makefile().readline())["pid"] == engine.service("gateway")["pid"]
+
+
 def test_a_keeper_ends_with_its_engine_and_with_its_successor(engine: Engine) -> None:
     first = control.status(engine.settings.run_dir)["keeper"]
     kill_supervisor(engine)

@@ -6,7 +6,7 @@ import gc
 import resource
 import sys
 
-from mooring.kit import log
+from mooring.kit import faults, log
 from mooring.kit.config import ConfigError, Settings, load
 from mooring.kit.listening import AddressInUse
 from mooring.kit.nats_server import NoServerError
@@ -28,6 +28,8 @@ def main() -> None:
 def run(settings: Settings) -> None:
     """Run an embedded engine in this process until it is stopped."""
     log.setup("supervisor", settings.log_level, settings.log_format)
+    if settings.faults:
+        faults.enable(str(settings.run_dir / "faults"))
     # The descriptors that services store here may be many.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -70,6 +70,7 @@ class Child:
         self._born = 0.0
         self._delay = 0.0
         self._killing = False
+        self._gate = -1
 
     @property
     def activator(self) -> socket.socket | None:
@@ -81,13 +82,16 @@ class Child:
         return time.monotonic() - self._born if self.pid else 0.0
 
     def start(self) -> None:
-        """Fork it."""
+        """Fork it. It does nothing before `recorded`."""
         descriptors = [(name, made.fileno()) for name, made in self.listeners]
         descriptors += self.store.items()
         watchdog = 0.0 if self.program.command else WATCHDOG
+        gate, self._gate = os.pipe()
         pid = os.fork()
         if pid == 0:
-            become(self.program, descriptors, self._notify, watchdog)
+            os.close(self._gate)
+            become(self.program, descriptors, self._notify, watchdog, gate)
+        os.close(gate)
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.start_time = start_time(pid)
@@ -96,6 +100,14 @@ class Child:
         self._born = time.monotonic()
         self._killing = False
         self.due = self._born + (_PROBE if self.program.port else READY_TIMEOUT)
+
+    def recorded(self) -> None:
+        """Whoever supervises next will find it: it may begin."""
+        if self._gate >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._gate, b"!")
+            os.close(self._gate)
+            self._gate = -1
 
     def notified(self, notification: Notification) -> None:
         """What the child says of itself; the descriptors it sends are ours to keep or close."""

@@ -38,11 +38,12 @@ def bind(path: str) -> socket.socket:
     return made
 
 
-def receive(notified: socket.socket) -> Notification | None:
-    """The next message, or None if there is none."""
+def receive(notified: socket.socket, *, peek: bool = False) -> Notification | None:
+    """The next message, or None if there is none; peek: which stays until `drop`."""
     space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS)
     try:
-        data, ancillary, _, _ = notified.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
+        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+        data, ancillary, _, _ = notified.recvmsg(4096, space, flags)
     except BlockingIOError:
         return None
     pid = 0
@@ -62,3 +63,8 @@ def receive(notified: socket.socket) -> Notification | None:
         if separator:
             fields[name] = value
     return Notification(pid, fields, descriptors)
+
+
+def drop(notified: socket.socket) -> None:
+    """Take the message away that was peeked at. The descriptors that came with it are ours."""
+    notified.recv(1)

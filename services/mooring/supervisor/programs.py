@@ -94,11 +94,12 @@ def preload() -> None:
 
 
 def become(
-    program: Program, descriptors: list[tuple[str, int]], notify: str, watchdog: float
+    program: Program, descriptors: list[tuple[str, int]], notify: str, watchdog: float, gate: int
 ) -> None:
     """In a forked child: turn into the program. Does not return.
 
-    descriptors are handed over as LISTEN_FDS, named; watchdog in seconds, 0 for none.
+    descriptors are handed over as LISTEN_FDS, named; watchdog in seconds, 0 for none. gate: a
+    descriptor that can be read when it may begin; at its end, it may not.
     """
     try:
         # Its own group: a Ctrl-C at our terminal reaches us alone, and we stop it in order.
@@ -109,7 +110,10 @@ def become(
         for name in [name for name in os.environ if name.startswith("MOORING_")]:
             del os.environ[name]
         os.environ.update(program.environment)
-        _hand_over(descriptors)
+        gate = _hand_over(descriptors, gate)
+        if not os.read(gate, 1):
+            _leave(0)
+        os.close(gate)
         if program.output is not None:
             _redirect(program.output)
         if program.command:
@@ -132,18 +136,23 @@ def become(
         _leave(1)
 
 
-def _hand_over(descriptors: list[tuple[str, int]]) -> None:
-    """Move the descriptors to 3, 4, … and close everything else that we had."""
+def _hand_over(descriptors: list[tuple[str, int]], gate: int) -> int:
+    """Move the descriptors to 3, 4, …, the gate behind them, and close everything else we had.
+
+    Its locks above all: they are free when the supervisor is gone. Returns where the gate is.
+    """
     highest = _FIRST_FD + len(descriptors)
     # First out of the way: a target may be another one's source.
-    safe = [_duplicate_above(descriptor, highest) for _, descriptor in descriptors]
+    safe = [_duplicate_above(descriptor, highest + 1) for _, descriptor in descriptors]
+    os.dup2(_duplicate_above(gate, highest + 1), highest)
     for index, descriptor in enumerate(safe):
         os.dup2(descriptor, _FIRST_FD + index, inheritable=True)
-    os.closerange(highest, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(highest + 1, os.sysconf("SC_OPEN_MAX"))
     if descriptors:
         os.environ["LISTEN_PID"] = str(os.getpid())
         os.environ["LISTEN_FDS"] = str(len(descriptors))
         os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in descriptors)
+    return highest
 
 
 def _duplicate_above(descriptor: int, lowest: int) -> int:

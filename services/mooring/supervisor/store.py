@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 
@@ -60,8 +61,10 @@ class DescriptorStore:
     def add(self, name: str, descriptors: list[int], poll: bool = True) -> bool:
         """Keep descriptors (they are ours from now on); False if there is no room.
 
-        poll: drop them when they hang up.
+        poll: drop them when they hang up. A file that is kept by this name already is kept once:
+        what was said to a supervisor that was killed then may be heard again.
         """
+        descriptors = self._new(name, descriptors)
         if self._count + len(descriptors) > CAPACITY:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -76,6 +79,17 @@ class DescriptorStore:
             except PermissionError:
                 pass  # A file or a memfd: nothing at its other end that could go.
         return True
+
+    def _new(self, name: str, descriptors: list[int]) -> list[int]:
+        """Those whose files are not kept by this name; the others are closed."""
+        known = {_file(descriptor) for descriptor in self._kept.get(name, ())}
+        new = []
+        for descriptor in descriptors:
+            if _file(descriptor) in known:
+                os.close(descriptor)
+            else:
+                new.append(descriptor)
+        return new
 
     def remove(self, name: str) -> None:
         """Close every descriptor of this name."""
@@ -107,3 +121,10 @@ class DescriptorStore:
         except (FileNotFoundError, PermissionError):
             pass
         os.close(descriptor)
+
+
+def _file(descriptor: int) -> tuple[int, int, int]:
+    """What tells one open file from another: each socket has a number, the ends of a pipe differ
+    in how they are open. (kcmp(2) would be sure, of files that nobody stores.)"""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE

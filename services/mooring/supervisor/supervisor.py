@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mooring.kit import listening
+from mooring.kit import faults, listening
 from mooring.kit.config import Settings, parse_host
 
 from . import activation, keeper, leftovers, notify, orphans, rundir
@@ -218,15 +218,19 @@ class Supervisor:
             self._await_client(child)
 
     def _notified(self, notified: socket.socket) -> None:
-        while (message := notify.receive(notified)) is not None:
+        # Only what the keeper has been told as well is taken away: it is in one of the two places.
+        while (message := notify.receive(notified, peek=True)) is not None:
+            faults.point("supervisor.heard")
             for child in self._children:
                 if child.pid == message.pid:
                     self._keeper.told(child.name, message)
+                    faults.point("supervisor.told")
                     child.notified(message)
                     break
             else:
                 for descriptor in message.descriptors:
                     os.close(descriptor)
+            notify.drop(notified)
 
     def _stop_next(self) -> None:
         """In the reverse order of starting, each when the one before has ended; the bus last."""
@@ -362,8 +366,11 @@ class Supervisor:
         content = self.describe()
         for service in content["services"]:
             del service["uptime"], service["status"], service["stored"]
+        faults.point("supervisor.forked")
         _write(self._run_dir / "supervisor.json", json.dumps(content))
         self._recorded = now
+        for child in self._children:
+            child.recorded()
 
 
 def inherited(kept: Kept, host: str) -> list[tuple[str, socket.socket]]:
