@@ -15,6 +15,7 @@ import pytest
 
 from mooring.kit.config import Settings, load
 from mooring.supervisor import control
+from tests.supervisor.gateway import MANY
 
 
 def runs(pid: int) -> bool:
@@ -193,11 +194,11 @@ def kill_supervisor(engine: Engine) -> None:
     engine.process.wait()
 
 
-def keep(engine: Engine, client: socket.socket) -> Any:
+def keep(engine: Engine, client: socket.socket, word: bytes = b"keep") -> Any:
     """Have a connection stored; its lines from then on."""
     client.settimeout(20)
     client.connect(engine.socket)
-    client.sendall(b"keep")
+    client.sendall(word)
     lines = client.makefile()
     lines.readline()
     return lines
@@ -248,6 +249,17 @@ def test_a_killed_keeper_is_replaced_by_one_that_knows_as_much(engine: Engine) -
         kill_supervisor(engine)
         engine.start()
         assert lines.readline() == "again\n"
+
+
+def test_more_than_a_keeper_can_be_told_at_once_is_kept(engine: Engine) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        keeper = control.status(engine.settings.run_dir)["keeper"]
+        keep(engine, client, b"many")
+        engine.until(lambda _: engine.service("gateway")["stored"] == MANY)
+        assert control.status(engine.settings.run_dir)["keeper"] == keeper
+        kill_supervisor(engine)
+        engine.start()
+        assert len(engine.ask()["stored"]) == MANY
 
 
 @pytest.fixture

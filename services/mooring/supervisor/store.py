@@ -76,8 +76,9 @@ class DescriptorStore:
                 # No events asked for: EPOLLHUP and EPOLLERR are always reported.
                 self._epoll.register(descriptor, 0)
                 self._polled.add(descriptor)
-            except PermissionError:
-                pass  # A file or a memfd: nothing at its other end that could go.
+            except OSError:
+                pass  # A file or a memfd (EPERM): nothing at its other end that could go. Or one
+                # that is watched so often (EINVAL) that the kernel refuses.
         return True
 
     def _new(self, name: str, descriptors: list[int]) -> list[int]:
