@@ -26,7 +26,8 @@ FLOOD = "seq 1 400000; exit 3"
 
 @pytest.fixture(scope="module")
 def connected() -> Iterator[Engine]:
-    with engine() as made:
+    with engine("--set", "faults=true") as made:
+        (made.run / "faults").mkdir()
         yield made
 
 
@@ -79,6 +80,23 @@ def finished(client: subprocess.Popen[str]) -> tuple[int, str]:
         out, err = client.stdout.read(), client.stderr.read()
         assert not err, err
         return client.wait(90), out
+
+
+def test_docker_run_rm_ends_when_its_start_is_lost_with_the_gateway(docker: Engine) -> None:
+    """It waits for the removal of a container that nobody would have removed."""
+    (docker.run / "faults" / "gateway.start.noted").touch()
+    done = docker.docker("run", "--rm", "--name", "lost", "bb", "echo", "never", check=False)
+    assert done.returncode == 125 and done.stdout == ""
+    assert docker.api("GET", "/containers/lost/json").status == 404
+    assert [event["Action"] for event in docker.events(container="lost")][-1] == "destroy"
+
+
+def test_a_container_whose_start_is_lost_is_still_there(docker: Engine) -> None:
+    (docker.run / "faults" / "gateway.start.noted").touch()
+    done = docker.docker("run", "--name", "lost", "bb", "echo", "never", check=False)
+    assert done.returncode == 125
+    assert docker.state_of("lost") == "created"
+    assert docker.docker("start", "-a", "lost").stdout == "never\n"
 
 
 def test_docker_run_in_the_foreground_sees_every_line_and_the_exit_code(docker: Engine) -> None:

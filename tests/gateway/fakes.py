@@ -13,7 +13,7 @@ from mooring.gateway.gateway import Gateway
 from mooring.kit import references, subjects
 from mooring.kit.bus import Bus
 from mooring.kit.endpoints import predefined_id
-from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound
+from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
     ContainerCreated,
@@ -304,6 +304,8 @@ class FakeEngine:
     async def start(self, request: StartContainer) -> Done:
         """The run begins."""
         record = await self._resolve(request.container)
+        if record.config.cmd == ["lost"]:
+            raise Unavailable("nobody knows")
         if record.config.cmd == ["nope"]:
             await self.change(
                 record.id, state=State.CREATED, run=record.run + 1, error="not found", exit_code=127

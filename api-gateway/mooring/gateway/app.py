@@ -35,7 +35,7 @@ from .routes.transfers import TransferRoutes
 from .routes.usage import UsageRoutes
 from .routes.volumes import VolumeRoutes
 from .routes.wait import WaitRoutes
-from .sessions.resuming import Resumable, by_kind
+from .sessions.resuming import Errands, Resumable, by_kind, errands
 from .sessions.store import Sessions
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,15 @@ def resumable(gateway: Gateway) -> Resumable:
     return found
 
 
+def left_undone(gateway: Gateway) -> Errands:
+    """Who runs the errands that another gateway left."""
+    found: Errands = {}
+    for section in _sections(gateway):
+        if hasattr(section, "errands"):
+            found |= section.errands()
+    return found
+
+
 async def main(settings: Settings, service: Service) -> None:
     """Serve until asked to stop."""
     await serve(Gateway(settings), service)
@@ -91,7 +100,7 @@ async def serve(gateway: Gateway, service: Service) -> None:
     """The same for a gateway that is there; /_ping is answered before the bus is."""
     settings = gateway.settings
     server = Server(Router(all_routes(gateway)).find)
-    sessions = server.sessions = _sessions(server, service)
+    sessions = server.sessions = gateway.sessions = _sessions(server, service)
     try:
         for sock, context in open_all(settings, service.listeners()):
             await server.listen(sock, context)
@@ -99,7 +108,7 @@ async def serve(gateway: Gateway, service: Service) -> None:
         async with open_engine(settings) as engine:
             gateway.engine = engine
             server.set_ready()
-            async with _going_on(sessions, resumable(gateway)):
+            async with _going_on(sessions, resumable(gateway), left_undone(gateway)):
                 await service.ready()
                 await service.stop_requested()
                 await server.drain(DRAIN)
@@ -118,12 +127,15 @@ def _sessions(server: Server, service: Service) -> Sessions | None:
 
 
 @contextlib.asynccontextmanager
-async def _going_on(sessions: Sessions | None, known: Resumable) -> AsyncIterator[None]:
+async def _going_on(
+    sessions: Sessions | None, known: Resumable, undone: Errands
+) -> AsyncIterator[None]:
     """Meanwhile go on with what another gateway left."""
     if sessions is None:
         yield
         return
-    task = asyncio.create_task(sessions.resume(by_kind(known)), name="resumed sessions")
+    resuming = sessions.resume(by_kind(known), errands(undone))
+    task = asyncio.create_task(resuming, name="resumed sessions")
     try:
         yield
     finally:

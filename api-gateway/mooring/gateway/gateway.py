@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mooring.kit.config import Settings
 
 from .engine import Engine
+
+if TYPE_CHECKING:
+    from .sessions.store import Sessions
 
 
 class Gateway:
@@ -15,3 +20,5 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.sessions: Sessions | None = None
+        """None where nobody keeps descriptors for us."""

@@ -25,6 +25,7 @@ from .wire import SocketWire, TransportWire, Wire
 
 if TYPE_CHECKING:
     from mooring.gateway.sessions.store import Beginning
+    from mooring.gateway.sessions.wire import DurableWire
 
     from .server import Server
 
@@ -392,12 +393,14 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         sock = socket.socket(fileno=descriptor)
         sock.setblocking(False)
-        wire: Wire | None = None
+        durable: DurableWire | None = None
         if beginning is not None and self._server.sessions is not None:
-            wire = self._server.sessions.begin(sock, early, beginning)
-        if wire is None:
-            wire = SocketWire(sock, early, self._server.hangups)
-        await wire.send(head)
+            durable = self._server.sessions.begin(sock, early, beginning, head)
+        wire: Wire = durable or SocketWire(sock, early, self._server.hangups)
+        if durable is not None:
+            await durable.flush()
+        else:
+            await wire.send(head)
         if raw:
             await head_was_read(sock)
         return wire

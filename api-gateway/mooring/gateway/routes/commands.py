@@ -12,7 +12,9 @@ from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.create import create_request, update_config
 from mooring.gateway.schema.decode import json_body
-from mooring.kit import subjects
+from mooring.gateway.sessions.resuming import Errands
+from mooring.gateway.unstarted import Unstarted
+from mooring.kit import faults, subjects
 from mooring.kit.errors import InvalidParameter
 from mooring.kit.models.base import Done
 from mooring.kit.models.base import Request as Message
@@ -41,6 +43,11 @@ class CommandRoutes:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._unstarted = Unstarted(gateway)
+
+    def errands(self) -> Errands:
+        """See Sessions.resume."""
+        return self._unstarted.errands()
 
     def routes(self) -> list[Route]:
         """See Router."""
@@ -91,7 +98,9 @@ class CommandRoutes:
         if request.get("checkpoint"):
             raise InvalidParameter("checkpoints are not supported yet")
         message = StartContainer(container=request.name)
-        await self._command(subjects.CONTAINER_START, message, Done, timeout=120.0)
+        async with self._unstarted.removed(request.name):
+            faults.point("gateway.start.noted")
+            await self._command(subjects.CONTAINER_START, message, Done, timeout=120.0)
         return empty()
 
     async def stop(self, request: Request) -> Reply:

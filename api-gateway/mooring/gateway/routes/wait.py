@@ -57,10 +57,12 @@ class WaitRoutes:
     async def resume(self, plan: WaitPlan, wire: DurableWire) -> None:
         """Go on with a client that another gateway had."""
         await wire.flush()
+        answer = ChunkedAnswer(wire)
         if wire.sent == _ANSWERED:
-            await wire.close()
+            await answer.finish()
+            await answer.close()
         else:
-            await self._answer(ChunkedAnswer(wire), _Waiting(plan, None))
+            await self._answer(answer, _Waiting(plan, None))
 
     async def _answer(self, answer: Answer, waiting: _Waiting) -> None:
         try:

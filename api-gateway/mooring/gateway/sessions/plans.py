@@ -63,6 +63,12 @@ class WaitPlan(Plan):
     finished_ns: int = 0
 
 
+class StartPlan(Plan):
+    """The start of a container that is removed when it ends: not begun, it is to be removed."""
+
+    container: str = ""
+
+
 class StatsPlan(Plan):
     """`stats`, once a second."""
 

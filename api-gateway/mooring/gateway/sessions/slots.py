@@ -25,7 +25,7 @@ STATE = 200
 
 _VERSION = 1
 _HEAD = struct.Struct("<BBHI")
-"""In use (written last), version, nothing, length of the description."""
+"""What uses it (written last; 0: nothing), version, nothing, length of the description."""
 _COPY = struct.Struct("<BBHI")
 """Phase, nothing, length of the state, count of the bytes that are on their way."""
 _AREA = 512
@@ -34,6 +34,7 @@ _TEXT = 2048
 
 
 AT_REST, MOVING, EMPTYING = range(3)
+SESSION, ERRAND = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,13 @@ class Slots:
         _HEAD.pack_into(self._memory, at, 0, _VERSION, 0, len(description))
         return number
 
-    def use(self, number: int) -> None:
-        """From now on the session counts."""
-        self._memory[number * SLOT] = 1
+    def use(self, number: int, kind: int = SESSION) -> None:
+        """From now on the session, or errand, counts."""
+        self._memory[number * SLOT] = kind
+
+    def kind(self, number: int) -> int:
+        """What a used slot is of."""
+        return self._memory[number * SLOT]
 
     def free(self, number: int) -> None:
         """The session is over."""

@@ -1,4 +1,7 @@
-"""Which sessions there are: begun, kept with the process manager, found again, ended."""
+"""Which sessions there are: begun, kept with the process manager, found again, ended.
+
+An errand is a session without a client: what a successor has to put right if we are killed now.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mooring.gateway.http.wire import HangupWatch
 
 from .pipes import Pipe
 from .plans import Plan
-from .slots import Slots
+from .slots import ERRAND, Slots
 from .wire import DurableWire
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ class Beginning(NamedTuple):
 
 
 CarryOn = Callable[[bytes, Callable[[bytes], DurableWire]], Awaitable[None]]
+RunErrand = Callable[[bytes], Awaitable[None]]
 
 
 class Sessions:
@@ -55,10 +59,14 @@ class Sessions:
         self._left = list(self._slots.used())
         """Those that another process began; from here on clients come that are ours."""
         self._pipes: dict[int, tuple[Pipe, Pipe]] = {}
+        used = set(self._slots.used())
         for number in {*self._numbers("out"), *self._numbers("in")}:
             self._find_pipes(number)
-        # What ended in the very moment in which we were killed.
-        for number in set(self._numbers("client")) - set(self._slots.used()):
+            if number not in used:
+                # The head of an answer may be in it, of a session that did not begin.
+                self._drop_pipes(number)
+        # What began or ended in the very moment in which we were killed.
+        for number in set(self._numbers("client")) - used:
             keeper.unstore(f"client.{number}")
             for descriptor in self._kept.pop(f"client.{number}"):
                 os.close(descriptor)
@@ -81,27 +89,47 @@ class Sessions:
             if before == kind and number.isdecimal():
                 yield int(number)
 
-    def begin(self, sock: socket.socket, early: bytes, beginning: Beginning) -> DurableWire | None:
-        """Make a session of a client's socket; None if there is no room for it."""
+    def begin(
+        self, sock: socket.socket, early: bytes, beginning: Beginning, head: bytes = b""
+    ) -> DurableWire | None:
+        """Make a session of a client's socket; None if there is no room for it.
+
+        head: the first that it is sent, by the first `flush`: whoever goes on sends it, too.
+        """
         plan = beginning.plan
         plan.early = early
         number = self._slots.take(plan.pack())
         if number is None:
             return None
         wire = self._wire(number, sock, early)
-        wire.begin(beginning.sent)
+        wire.begin(beginning.sent, head)
         self._keeper.store(f"client.{number}", sock.fileno())
         self._slots.use(number)
         self._tasks[number] = asyncio.current_task()
         return wire
 
-    async def resume(self, carry_on: CarryOn) -> None:
+    def undertake(self, plan: Plan) -> int | None:
+        """Note an errand; the number to say that it is `done`, None if there is no room."""
+        number = self._slots.take(plan.pack())
+        if number is not None:
+            self._slots.use(number, ERRAND)
+        return number
+
+    def done(self, number: int) -> None:
+        """Nobody need run this errand."""
+        self._slots.free(number)
+
+    async def resume(self, carry_on: CarryOn, run: RunErrand) -> None:
         """Go on with every session that was left; returns when all of them are over.
 
-        carry_on gets the session's description, and what makes its wire of what had arrived early.
+        carry_on gets the session's description, and what makes its wire of what had arrived early;
+        run gets the description of an errand.
         """
         async with asyncio.TaskGroup() as tasks:
             for number in self._left:
+                if self._slots.kind(number) == ERRAND:
+                    tasks.create_task(self._run(number, run))
+                    continue
                 clients = self._kept.pop(f"client.{number}", [])
                 description = self._slots.description(number)
                 if not clients or number not in self._pipes or not description:
@@ -138,6 +166,14 @@ class Sessions:
         finally:
             if wire is not None:
                 await wire.close()
+
+    async def _run(self, number: int, run: RunErrand) -> None:
+        try:
+            if description := self._slots.description(number):
+                await run(description)
+        except Exception:
+            logger.exception("an errand is not done")
+        self.done(number)
 
     def tasks(self) -> set[asyncio.Task[None]]:
         """What serves the sessions."""
@@ -182,7 +218,9 @@ class Sessions:
         # First: from here on nobody takes it up again.
         self._slots.free(number)
         self._keeper.unstore(f"client.{number}")
-        if number in self._pipes:
-            for pipe in self._pipes[number]:
-                pipe.drop()
+        self._drop_pipes(number)
         return True
+
+    def _drop_pipes(self, number: int) -> None:
+        for pipe in self._pipes.get(number, ()):
+            pipe.drop()

@@ -87,9 +87,10 @@ class DurableWire:
         """The state of the input."""
         return self._in.get().value
 
-    def begin(self, sent: bytes) -> None:
-        """The state of the output before anything was sent."""
+    def begin(self, sent: bytes, head: bytes) -> None:
+        """The state of the output when nothing was sent but `head`, by the next `flush`."""
         self._out.set(State(sent))
+        os.write(self._out_pipe.writing, head)
 
     # --- output ---
 
