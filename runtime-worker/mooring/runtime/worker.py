@@ -89,7 +89,7 @@ async def main(settings: Settings, service: Service) -> None:
         os.makedirs(directory, mode=0o711, exist_ok=True)
     # Containers come and go: where the last ones were deleted the next ones are slow to make.
     spread(Path(layout.containers))
-    cgroups.favor_dynamic_modifications()
+    cgroups.favor_dynamic_modifications(f"{settings.run_dir}/cgroup-moves")
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)
     factory = Factory(environment)

@@ -148,3 +148,12 @@ def test_cgroups_made_by_the_container_itself_go_with_it(box: Box) -> None:
         (Path(directory) / "inner/deeper").mkdir(parents=True)
     box.clean(running)
     os.close(reader)
+
+
+def test_cheap_moves_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hierarchy that is made for it is seen by all: a worker that is killed often makes one."""
+    done = tmp_path / "done"
+    if not cgroups.favor_dynamic_modifications(str(done)):
+        pytest.skip("this kernel does not know how")
+    monkeypatch.setattr(cgroups, "NewFilesystem", None)
+    assert done.exists() and cgroups.favor_dynamic_modifications(str(done))

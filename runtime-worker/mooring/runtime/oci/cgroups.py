@@ -43,15 +43,18 @@ def children(path: str) -> list[str]:
     return [f"{path.rstrip('/')}/{name}" for name in sorted(found)]
 
 
-def favor_dynamic_modifications(directory: str = "") -> bool:
+def favor_dynamic_modifications(done: str) -> bool:
     """Ask the kernel to make moves between cgroups cheap; False where it does not know how.
 
     A process that moves itself is cheap anyway (see CgroupV1.enter), so this serves only others:
     moving another process by pid costs 10 ms without it. The option belongs to a hierarchy; here
     an empty one is made and let go again at once, never mounted anywhere. From Linux 6.18 the
-    effect stays. `directory` is not needed and only kept for callers that have one.
+    effect stays. For that moment each process of the host is seen to be in one more hierarchy,
+    which confuses who is mounting all of them (systemd-nspawn for a new container): it is done
+    once, and then there is the file `done`, in a directory that is gone after a reboot.
     """
-    del directory
+    if os.path.exists(done):
+        return True
     try:
         with NewFilesystem("cgroup") as filesystem:
             for option in ("none", "favordynmods"):
@@ -60,6 +63,7 @@ def favor_dynamic_modifications(directory: str = "") -> bool:
             os.close(filesystem.mount())
     except OSError:
         return False
+    os.close(os.open(done, os.O_CREAT | os.O_CLOEXEC, 0o600))
     return True
 
 
