@@ -49,6 +49,8 @@ BARE = b"bare"
 """The request for a shim without a helper: its container is made by whoever asked for it."""
 SUCCESSOR = b"successor "
 """The request for a shim in place of another (shim/adopt.py); the run's directory follows."""
+FACTORY = b"factory"
+"""The request for the process that makes network sandboxes (network/factory.py)."""
 _SO_PASSCRED = 16
 _PACKET_BYTES = 4 << 10
 _PR_SET_NAME = 15
@@ -97,6 +99,8 @@ def main(oci: Any = None) -> None:
             ours.close()
             if executable >= 0:
                 close(executable)
+            if packet == FACTORY:
+                _be_factory(theirs)
             if packet.startswith(SUCCESSOR):
                 _be_successor(packet[len(SUCCESSOR) :], theirs, code, oci)
             _be_shim(packet, theirs, oci)
@@ -170,6 +174,22 @@ def _be_shim(packet: bytes, worker: socket, oci: Any) -> None:
         worker.close()
         theirs.close()
         shim.main(oci, ours, sleeper, helper)
+    except BaseException as error:
+        _last_words(error)
+        os._exit(1)
+    os._exit(0)
+
+
+def _be_factory(worker: socket) -> None:
+    """The life of a process that works in network namespaces; it ends here.
+
+    Most of the interpreter is shared with ours: one of its own was 5 MB more.
+    """
+    try:
+        from mooring.runtime.network import factory
+
+        set_name(b"mooring-netns")
+        factory.main(worker)
     except BaseException as error:
         _last_words(error)
         os._exit(1)

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 PACKET = 256 << 10
 BARE = b"bare"
 SUCCESSOR = b"successor "
-"""The launcher's BARE and SUCCESSOR; that module is for its own process."""
+FACTORY = b"factory"
+"""The launcher's BARE, SUCCESSOR and FACTORY; that module is for its own process."""
 FORK_TIMEOUT = 10.0
 """Seconds; a fork takes a few milliseconds."""
 START_TIMEOUT = 60.0
@@ -192,6 +193,16 @@ class Launcher:
         except ShimDied:
             answer, descriptors = await self._ask(BARE)
         return int(answer["pid"]), descriptors, str(answer["code"])
+
+    async def fork_factory(self) -> socket.socket:
+        """A process that makes network sandboxes: its socket, with which it ends."""
+        try:
+            _, descriptors = await self._ask(FACTORY)
+        except ShimDied:
+            _, descriptors = await self._ask(FACTORY)
+        sock = socket.socket(fileno=descriptors[0])
+        sock.setblocking(False)
+        return sock
 
     async def _ask(self, request: dict[str, Any] | bytes) -> tuple[dict[str, Any], list[int]]:
         self.start()

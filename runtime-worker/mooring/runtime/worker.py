@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from .images import service as images
 from .images.registry import service as registries
 from .images.store import spread
 from .joins import Joins
-from .launching import Launcher, spawn
+from .launching import Launcher
 from .layout import Layout
 from .locks import KeyedLocks
 from .network.attendant import Attendant
@@ -53,33 +51,6 @@ from .volumes.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 
-_FACTORY = (
-    "import socket; from mooring.runtime.network import factory;"
-    " factory.main(socket.socket(fileno=3))"
-)
-
-
-class Factory:
-    """The process that makes network sandboxes; it ends when its socket closes."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
-        self._pid = 0
-
-    async def start(self) -> socket.socket:
-        """A fresh one, and the socket to ask it."""
-        self.close()
-        self._pid, sock = spawn(_FACTORY, self._environment)
-        return sock
-
-    def close(self) -> None:
-        """Bury the last one."""
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
-            self._pid = 0
-
 
 async def main(settings: Settings, service: Service) -> None:
     """Serve this host until asked to stop; containers go on."""
@@ -92,7 +63,7 @@ async def main(settings: Settings, service: Service) -> None:
     cgroups.favor_dynamic_modifications(f"{settings.run_dir}/cgroup-moves")
     runs, locks = Runs(layout.shims), KeyedLocks()
     environment = child_environment(settings)
-    factory = Factory(environment)
+    launcher = Launcher(environment, settings.shims_cgroup)
     attendant = Attendant(f"{settings.run_dir}/network.sock", layout.network_used)
     networks = open_networks(
         _bridge(settings, layout),
@@ -100,13 +71,12 @@ async def main(settings: Settings, service: Service) -> None:
         settings.instance,
         Publisher(settings.instance, layout.ports, attendant, runs.over),
         Joining(layout.names, attendant, runs.namespace),
-        factory.start,
+        launcher.fork_factory,
         lambda: live_states(runs),
         settings.warm_shims,
     )
     reaper = Reaper(layout, runs, networks, locks, settings.cgroup_root)
     await reaper.recover()
-    launcher = Launcher(environment, settings.shims_cgroup)
     launcher.start()
     shims = Shims(launcher, settings.warm_shims, _pool_root(settings), runs, reaper)
     shims.refill()
@@ -181,10 +151,9 @@ async def main(settings: Settings, service: Service) -> None:
             await image_service.close()
     finally:
         await shims.close()
-        launcher.close()
         last = not any_live(runs)
         await networks.close(remove=last)
-        factory.close()
+        launcher.close()
         await reaper.close(last=last)
 
 

@@ -1,4 +1,6 @@
-"""The process that works in network namespaces. Standard library only, forked by the launcher.
+"""The process that works in network namespaces, forked by the launcher.
+
+It imports next to nothing that the launcher has not: each module would be memory of its own.
 
 A sandbox is a network namespace with its interfaces up, addresses and routes. What names it is a
 descriptor, not a mount: it is handed to the worker, and the kernel takes namespace, links and
@@ -18,13 +20,13 @@ Protocol, SOCK_SEQPACKET, JSON, one request at a time; every answer may be {"err
 
 from __future__ import annotations
 
-import array
-import json
+import _socket as socket
 import os
-import socket
+
+from mooring.shim import packets
 
 from . import netlink, wiring
-from .namespace import enter, new_namespace
+from .namespace import Inside, new_namespace
 
 
 def mac_of(ip: bytes) -> bytes:
@@ -74,25 +76,29 @@ class Factory:
 
     def serve(self) -> None:
         """Until the worker's end of the socket closes."""
-        space = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+        space = socket.CMSG_SPACE(4 * 4)
         while True:
             packet, ancillary, _, _ = self._control.recvmsg(1 << 20, space)
-            given: list[int] = []
-            for _, _, data in ancillary:
-                given += array.array("i", data)
+            given = [
+                int.from_bytes(rights[at : at + 4], "little")
+                for _, _, rights in ancillary
+                for at in range(0, len(rights), 4)
+            ]
             if not packet:
                 return
             try:
-                answer, made = self.answer(json.loads(packet), given)
-            except (OSError, ValueError, KeyError) as exc:
+                answer, made = self.answer(packets.parse(packet), given)
+            except Exception as exc:
                 number = exc.errno if isinstance(exc, OSError) else 0
-                answer, made = {"error": str(exc), "errno": number or 0}, -1
+                known = isinstance(exc, OSError | ValueError)
+                answer, made = {"error": str(exc) if known else repr(exc), "errno": number or 0}, -1
             finally:
                 for descriptor in given:
                     os.close(descriptor)
-            data = json.dumps(answer).encode()
+            data = packets.dump(answer)
             if made >= 0:
-                socket.send_fds(self._control, [data], [made])
+                rights = made.to_bytes(4, "little")
+                self._control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
                 os.close(made)
             else:
                 self._control.send(data)
@@ -109,21 +115,21 @@ class Factory:
             case "plug":
                 return self._plug(request, given)
             case "unplug":
-                with enter(self._home, given[0]) as inside:
+                with Inside(self._home, given[0]) as inside:
                     wiring.unplug(inside, request)
                 return {}, -1
         raise ValueError(f"the factory knows no operation {request.get('op')!r}")
 
     def _plug(self, request: dict[str, object], given: list[int]) -> tuple[dict[str, object], int]:
         if given:
-            with enter(self._home, given[0]) as inside:
+            with Inside(self._home, given[0]) as inside:
                 macs = wiring.plug(self._host, inside, given[0], request)
             # One that was prepared is the caller's already.
             return {"macs": macs}, -1
         namespace, first = new_namespace(self._home)
         first.close()
         try:
-            with enter(self._home, namespace) as inside:
+            with Inside(self._home, namespace) as inside:
                 macs = wiring.plug(self._host, inside, namespace, request)
         except BaseException:
             os.close(namespace)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
 
 from . import netlink
 
@@ -34,15 +32,27 @@ def new_namespace(home: int) -> tuple[int, netlink.Route]:
         _check(_libc.setns(home, CLONE_NEWNET), "setns")
 
 
-@contextlib.contextmanager
-def enter(home: int, namespace: int) -> Iterator[netlink.Route]:
-    """Be in a namespace, with a netlink socket there; back in `home` after it."""
-    _check(_libc.setns(namespace, CLONE_NEWNET), "setns")
-    inside: netlink.Route | None = None
-    try:
-        inside = netlink.Route()
-        yield inside
-    finally:
-        if inside is not None:
-            inside.close()
-        _check(_libc.setns(home, CLONE_NEWNET), "setns")
+class Inside:
+    """Be in a namespace, with a netlink socket there; back in `home` after it.
+
+    No generator: contextlib would bring half a dozen modules into the process.
+    """
+
+    __slots__ = ("_home", "_inside", "_namespace")
+
+    def __init__(self, home: int, namespace: int) -> None:
+        self._home = home
+        self._namespace = namespace
+
+    def __enter__(self) -> netlink.Route:
+        _check(_libc.setns(self._namespace, CLONE_NEWNET), "setns")
+        try:
+            self._inside = netlink.Route()
+        except BaseException:
+            _check(_libc.setns(self._home, CLONE_NEWNET), "setns")
+            raise
+        return self._inside
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.close()
+        _check(_libc.setns(self._home, CLONE_NEWNET), "setns")

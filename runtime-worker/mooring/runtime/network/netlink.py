@@ -6,8 +6,8 @@ Numbers are from linux/netlink.h, linux/rtnetlink.h, linux/if_link.h and linux/v
 
 from __future__ import annotations
 
+import _socket as socket
 import os
-import socket
 import struct
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19

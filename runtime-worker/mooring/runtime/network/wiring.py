@@ -11,17 +11,19 @@ straight out of the interface, a missing family has none.
 
 from __future__ import annotations
 
+import _socket as socket
 import errno
 import fcntl
 import os
-import secrets
-import socket
 import struct
-from typing import Any
 
 from . import netlink
 from .namespace import new_namespace
 from .netlink import IFF_UP, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_NEWLINK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SIOCGIFHWADDR = 0x8927
 _MADE = NLM_F_CREATE | NLM_F_EXCL
@@ -29,7 +31,7 @@ _MADE = NLM_F_CREATE | NLM_F_EXCL
 
 def new_link_name() -> str:
     """A name for the host's end of a veth that nobody else will have."""
-    return f"mrv{secrets.token_hex(5)}"
+    return f"mrv{os.urandom(5).hex()}"
 
 
 def blank(home: int, host: netlink.Route) -> tuple[int, str]:
@@ -165,8 +167,11 @@ def _configure(inside: netlink.Route, wanted: dict[str, Any]) -> str:
 
 def _mac(name: str) -> str:
     """The MAC address that an interface has (an ipvlan's is its parent's)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+    finally:
+        sock.close()
     return ":".join(f"{byte:02x}" for byte in answer[18:24])
 
 
