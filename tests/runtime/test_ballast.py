@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,8 +40,21 @@ def fill(disk: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the time on, by seconds; it stands still otherwise."""
+    now = 1000.0
+
+    def move(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(ballast, "time", SimpleNamespace(monotonic=lambda: now))
+    return move
+
+
 def test_room_is_given_up_bit_by_bit_and_made_up_for(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
 ) -> None:
     config = tmp_path / "nats.conf"
     made = Ballast(disk, config)
@@ -59,16 +73,45 @@ def test_room_is_given_up_bit_by_bit_and_made_up_for(
     monkeypatch.setattr(ballast, "_running", lambda _: [])
     # Whoever takes that as well gets no more until some time has passed.
     fill(disk)
-    for _ in range(2):
-        made.look()
-        assert len(kept(disk)) == FILES - 1
-    for _ in range(1000):
+    made.look()
+    clock(0.9)
+    made.look()
+    assert len(kept(disk)) == FILES - 1
+    for number in range(FILES):
+        clock(2**number)
         made.look()
         fill(disk)
     assert kept(disk) == []
     os.unlink(full)
     made.look()
     assert len(kept(disk)) == FILES
+
+
+def test_a_server_that_may_have_failed_to_write_is_started_anew_when_there_is_room(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], None]
+) -> None:
+    """One had, while the next file was waited for: with the room back it stayed as it was."""
+    started: list[Path] = []
+
+    def running(config: Path) -> list[int]:
+        started.append(config)
+        return []
+
+    monkeypatch.setattr(ballast, "_running", running)
+    made = Ballast(disk, tmp_path / "nats.conf")
+    made.look()
+    full = fill(disk)
+    made.look()
+    assert len(started) == 1
+    # What was given up is no room for good.
+    made.look()
+    fill(disk)
+    made.look()
+    assert len(started) == 1
+    os.unlink(full)
+    for _ in range(2):
+        made.look()
+        assert len(started) == 2
 
 
 def test_a_file_system_that_is_nearly_full_gets_none(disk: Path, tmp_path: Path) -> None:
