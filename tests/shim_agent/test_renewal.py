@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -100,6 +100,19 @@ async def old(settings: Settings) -> AsyncIterator[Old]:
     made = Old(settings)
     yield made
     made.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def unasked() -> Iterator[None]:
+    """An agent that has just started looks for shims of older code at any moment: not here."""
+
+    async def begin(_: Renewal) -> None:
+        pass
+
+    # Of its own: what a test changes is to be as it was before its agent is closed.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Renewal, "begin", begin)
+        yield
 
 
 async def begun(agent: Agent, shim: FakeShim) -> Run:
