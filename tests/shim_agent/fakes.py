@@ -15,6 +15,9 @@ from typing import Any
 from mooring.kit.config import Settings
 from mooring.shim import version
 from mooring.shim.frames import HEADER, MAGIC, RUN_BEGINS, RUN_ENDS, STDOUT, segment_name
+from mooring.shim.keeping import Keeping, Nobody
+from mooring.shim.vestibule import Key
+from tests.fakes import FakeManager
 
 CONTAINER = "c0ffee" * 10 + "beef"
 
@@ -314,3 +317,23 @@ def write_policy(settings: Settings, id_: str = CONTAINER, **fields: Any) -> Pat
 
 
 SIGTERM, SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
+
+
+class Manager(FakeManager, Nobody):
+    """Keeps descriptors, and has no listeners."""
+
+    def found(self, key: Key) -> dict[str, int]:
+        """What an agent that starts now finds of a run or an exec: names and inodes."""
+        keeping = Keeping(self)
+        _, named = keeping.take(key)
+        inodes = {name: os.fstat(descriptor).st_ino for name, descriptor in named.items()}
+        for descriptor in named.values():
+            os.close(descriptor)
+        keeping.forget_rest()
+        keeping.close()
+        return inodes
+
+    def close(self) -> None:
+        """Let go of all."""
+        for name in list(self.kept):
+            self.unstore(name)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -19,6 +20,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.fault]
 
 COUNT = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
 COUNTED = [str(number) for number in range(60)]
+OWN = 2
+"""What the agent has stored for itself: the listener of agent.sock, and its vestibule."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def docker(made: Engine) -> Iterator[Engine]:
     """Whatever containers a test made are gone after it."""
     yield made
     made.remove_all()
-    until("nothing of them is kept", lambda: made.stored("shim-agent") == 1)
+    until("nothing of them is kept", lambda: made.stored("shim-agent") == OWN)
 
 
 def kill_shim(docker: Engine, name: str) -> None:
@@ -128,14 +131,8 @@ def test_it_works_again_after_the_agent_was_killed(docker: Engine) -> None:
 
 
 def kill_both(docker: Engine, name: str) -> None:
-    """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt.
-
-    Not in the moment in which what the agent holds is not yet kept for the next one.
-    """
+    """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt."""
     id_ = docker.inspect(name)["Id"]
-    execs = [*(docker.run / "shims").glob(f"{id_}.*/execs/*/exec.json")]
-    # Besides the run and its execs there is the listener of agent.sock.
-    until("all is kept", lambda: docker.stored("shim-agent") >= 2 + len(execs))
     record = next((docker.run / "shims").glob(f"{id_}.*/shim.json"))
     killed = json.loads(record.read_text())["shim_pid"]
     old = docker.kill("shim-agent")
@@ -221,3 +218,95 @@ def test_nothing_is_kept_for_the_next_agent_of_what_is_over(docker: Engine) -> N
     until("one is kept", lambda: docker.stored("shim-agent") == before + 1)
     docker.out("rm", "-f", "one")
     until("none is kept", lambda: docker.stored("shim-agent") == before)
+
+
+UNSTORED = ["agent.keeping.put", "agent.keeping.dropped", "agent.keeping.stored"]
+"""Where what a shim has handed over is with the agent, and not, or not only, stored by its name."""
+
+
+def kill_both_at(docker: Engine, point: str, act: Callable[[], None]) -> None:
+    """The agent dies at a point of what `act` begins, and the shim before the next agent is."""
+    supervisor, agent = docker.supervisor(), docker.pids()["shim-agent"]
+    (docker.run / "faults" / point).touch()
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        act()
+        until("the agent's death", lambda: _state(agent) == "Z")
+        record = until("a shim", lambda: next((docker.run / "shims").glob("*/shim.json"), None))
+        killed = json.loads(record.read_text())["shim_pid"]
+        os.kill(killed, signal.SIGKILL)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    until("another shim", lambda: json.loads(record.read_text())["shim_pid"] != killed)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+@pytest.mark.parametrize("point", ["agent.keeping.came", *UNSTORED])
+def test_a_container_is_whole_wherever_the_agent_was_with_what_its_shim_handed_over(
+    docker: Engine, point: str
+) -> None:
+    script = f"cat; {COUNT}; exit 7"
+    create = ("create", "-i", "--network", "none", "--name", "one", "bb", "sh", "-c", script)
+    docker.out(*create)
+    clients = list[subprocess.Popen[str]]()
+    kill_both_at(
+        docker, point, lambda: clients.append(docker.popen("start", "-ai", "one", stdin=PIPE))
+    )
+    output, _ = clients[0].communicate("typed\n", timeout=30)
+    assert output.split() == ["typed", *COUNTED]
+    assert clients[0].returncode == 7
+
+
+@pytest.mark.parametrize("point", UNSTORED)
+def test_an_exec_is_whole_wherever_the_agent_was_with_what_its_shim_handed_over(
+    docker: Engine, point: str
+) -> None:
+    docker.out("run", "-d", "--network", "none", "--name", "one", "bb", "sleep", "1000")
+    until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
+    clients = list[subprocess.Popen[str]]()
+    command = ("exec", "-i", "one", "sh", "-c", f"{COUNT}; cat; exit 9")
+    kill_both_at(docker, point, lambda: clients.append(docker.popen(*command, stdin=PIPE)))
+    output, _ = clients[0].communicate("typed\n", timeout=30)
+    assert output.split() == [*COUNTED, "typed"]
+    assert clients[0].returncode == 9
+    docker.out("kill", "one")
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 137
+
+
+@pytest.mark.parametrize("point", UNSTORED)
+def test_input_is_whole_wherever_the_agent_was_with_what_it_goes_through(
+    docker: Engine, point: str
+) -> None:
+    """More of a run is stored in place of what was: in between there is nothing by its name."""
+    create = ("create", "-i", "--network", "none", "--name", "one", "bb", "sh", "-c")
+    docker.out(*create, f"{COUNT}; cat; exit 7")
+    client = docker.popen("start", "-ai", "one", stdin=PIPE)
+    until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
+    kill_both_at(docker, point, lambda: write(client, "typed\n"))
+    output, _ = client.communicate("more\n", timeout=30)
+    assert output.split() == [*COUNTED, "typed", "more"]
+    assert client.returncode == 7
+
+
+def write(client: subprocess.Popen[str], line: str) -> None:
+    """Type a line."""
+    assert client.stdin is not None
+    client.stdin.write(line)
+    client.stdin.flush()
+
+
+def test_an_agent_that_dies_with_a_hello_unread_has_the_next_one_ask_the_shim(
+    docker: Engine,
+) -> None:
+    (docker.run / "faults" / "agent.shim.accepted").touch()
+    docker.out("run", "-d", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
+    assert not (docker.run / "faults" / "agent.shim.accepted").exists()
+    until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
+    kill_both(docker, "one")
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 7
+    assert docker.out("logs", "one").split() == COUNTED

@@ -12,15 +12,11 @@ import pytest
 from mooring.kit.errors import NotSupported
 from mooring.shim import held, keeping
 from mooring.shim.commands import _stage
-from mooring.shim.keeping import Keeping, Key, Nobody
+from mooring.shim.keeping import Keeping
 from mooring.shim.runs import Container, Run
-from tests.fakes import FakeManager
+from mooring.shim.vestibule import Key
 
-from .fakes import CONTAINER
-
-
-class Manager(FakeManager, Nobody):
-    """Keeps descriptors, and has no listeners."""
+from .fakes import CONTAINER, Manager
 
 
 class Shim:
@@ -45,13 +41,15 @@ def manager() -> Manager:
 
 @pytest.fixture
 def run(manager: Manager, tmp_path: Path) -> Iterator[Run]:
-    made = Run(Container(CONTAINER), 1, str(tmp_path), Keeping(manager))
+    keeping = Keeping(manager)
+    made = Run(Container(CONTAINER), 1, str(tmp_path), keeping)
     made.pidfd = os.pidfd_open(os.getpid())
     made.held = {"stdin": os.open("/dev/null", os.O_WRONLY)}
     yield made
     for descriptor in (made.pidfd, *made.held.values()):
         os.close(descriptor)
-    manager.unstore(made.kept)
+    keeping.close()
+    manager.close()
 
 
 async def test_it_is_asked_for_once_and_found_by_the_next_agent(run: Run, manager: Manager) -> None:
@@ -60,10 +58,7 @@ async def test_it_is_asked_for_once_and_found_by_the_next_agent(run: Run, manage
     for _ in range(2):
         await _stage(run, "", shim)  # type: ignore[arg-type]
     assert shim.asked == ["stage"]
-    _, found = Keeping(manager).take(Key(CONTAINER, 1))
-    assert {"stdin", "stage_in", "stage_out"} <= found.keys()
-    for descriptor in found.values():
-        os.close(descriptor)
+    assert {"stdin", "stage_in", "stage_out"} <= manager.found(Key(CONTAINER, 1)).keys()
 
 
 async def test_a_shim_of_an_older_version_hands_it_over_with_the_bytes(run: Run) -> None:
@@ -78,10 +73,7 @@ def _lane() -> tuple[dict[str, Any], list[int]]:
 
 async def test_a_lane_is_used_once_the_next_agent_has_it(run: Run, manager: Manager) -> None:
     assert held.add_lane(run, "", *_lane())
-    _, found = Keeping(manager).take(Key(CONTAINER, 1))
-    assert {"stdout_outlet", "stdout_inlet"} <= found.keys()
-    for descriptor in found.values():
-        os.close(descriptor)
+    assert {"stdout_outlet", "stdout_inlet"} <= manager.found(Key(CONTAINER, 1)).keys()
 
 
 async def test_a_lane_that_could_not_be_kept_is_not_used(

@@ -94,7 +94,7 @@ class Agent:
 
     def close(self) -> None:
         """Let go of all shims."""
-        self._keeping.settle()
+        self._keeping.close()
         self.shims.close()
         self._successors.close()
         self._memory.close()

@@ -14,6 +14,8 @@ from typing import Any
 
 from mooring.kit.errors import KINDS, EngineError, Unavailable
 
+from .vestibule import Ancillary
+
 logger = logging.getLogger(__name__)
 
 PACKET_BYTES = 256 << 10
@@ -43,8 +45,13 @@ class Channel:
     """
 
     def __init__(
-        self, sock: socket.socket, event: EventHandler, closed: Callable[[Channel], None]
+        self,
+        sock: socket.socket,
+        event: EventHandler,
+        closed: Callable[[Channel], None],
+        first: Callable[[memoryview, Ancillary], None] | None = None,
     ) -> None:
+        """first: is given the first packet with descriptors, before all that is done with it."""
         sock.setblocking(False)
         self.descriptors: list[int] = []
         """What came with the last packet by SCM_RIGHTS; `take_descriptors` takes them over."""
@@ -53,6 +60,7 @@ class Channel:
         self._sock = sock
         self._event = event
         self._closed = closed
+        self._first = first
         self._loop = asyncio.get_running_loop()
         self._answers: dict[object, asyncio.Future[dict[str, Any]]] = {}
         self._serial = 0
@@ -61,7 +69,12 @@ class Channel:
         sends it sends it again."""
         self._unsent: deque[bytes] = deque()
         self._open = True
-        self._loop.add_reader(sock.fileno(), self.read)
+
+    def begin(self) -> None:
+        """Listen from now on; what has been said by now is handled at once."""
+        self.read()
+        if self._open:
+            self._loop.add_reader(self._sock.fileno(), self.read)
 
     @property
     def open(self) -> bool:
@@ -176,11 +189,15 @@ class Channel:
             if size == 0:
                 self.close()
                 return
+            packet = memoryview(_buffer)[:size]
             if ancillary:
+                if self._first is not None:
+                    self._first(packet, ancillary)
+                    self._first = None
                 self._keep(ancillary)
-            self._handle(bytes(memoryview(_buffer)[:size]))
+            self._handle(bytes(packet))
 
-    def _keep(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+    def _keep(self, ancillary: Ancillary) -> None:
         self.drop_descriptors()
         numbers = array.array("i")
         for level, kind, data in ancillary:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .keeping import Key
 from .runs import Exec, Run
+from .vestibule import Key
 
 _NAMES = frozenset({"pidfd", "listener", "stdin", "stdout", "stderr", "outlet", "inlet", "master"})
 _NAMES |= {"stage_in", "stage_out"}
@@ -97,7 +97,7 @@ def stdin_closed(run: Run, exec_id: str = "") -> None:
         return
     os.close(stdin)
     if holder.kept:
-        _keep(run, exec_id)
+        _keep_soon(run, exec_id)
 
 
 def drop(run: Run) -> None:
@@ -117,16 +117,19 @@ def drop_exec(run: Run, entry: Exec) -> None:
 
 
 def _keep_soon(run: Run, exec_id: str) -> None:
-    run.keeping.soon(Key(run.container.id, run.number, exec_id), lambda: _keep(run, exec_id))
+    key = Key(run.container.id, run.number, exec_id)
+    run.keeping.soon(key, _all(run, exec_id), lambda: _keep(run, key))
 
 
-def _keep(run: Run, exec_id: str) -> None:
-    holder = run.execs.get(exec_id) if exec_id else run
+def _keep(run: Run, key: Key) -> None:
+    holder = run.execs.get(key.exec) if key.exec else run
     if holder is None or not holder.held:
         return  # It was over before.
-    key = Key(run.container.id, run.number, exec_id)
-    named = holder.held if exec_id else {**holder.held, "pidfd": run.pidfd}
-    holder.kept = run.keeping.keep(key, named, holder.kept)
+    holder.kept = run.keeping.keep(key, _all(run, key.exec), holder.kept)
+
+
+def _all(run: Run, exec_id: str) -> dict[str, int]:
+    return run.execs[exec_id].held if exec_id else {**run.held, "pidfd": run.pidfd}
 
 
 def _named(fields: dict[str, Any], descriptors: list[int]) -> dict[str, int]:

@@ -6,22 +6,23 @@ and that one socket is stored: one descriptor and one name, however much it stan
 
 from __future__ import annotations
 
-import array
 import asyncio
-import json
 import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from mooring.kit import faults
+
+from . import vestibule
+from .vestibule import Ancillary, Key, Unreadable, Vestibule
 
 logger = logging.getLogger(__name__)
 
 NAMES = 5000
 """How many are kept; their names go through one variable of the environment, of 128 KiB at most."""
 _LISTENER = "agent"
-_PACKET_BYTES = 4096
-_ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
 
 
 class Keeper(Protocol):
@@ -51,14 +52,6 @@ class Nobody:
         return {}
 
 
-class Key(NamedTuple):
-    """A run of a container, or (exec not empty) an exec of one."""
-
-    id: str
-    run: int
-    exec: str = ""
-
-
 class Keeping:
     """The descriptors of every run and exec, with the process manager."""
 
@@ -68,16 +61,41 @@ class Keeping:
         self._found: dict[Key, tuple[str, dict[str, int]]] = {}
         self._waiting: dict[Key, Callable[[], None]] = {}
         self._turn: asyncio.Handle | None = None
-        for name, descriptors in keeper.stored().items():
+        stored = keeper.stored()
+        unsettled = stored.pop(vestibule.NAME, [])
+        for name, descriptors in stored.items():
             self._names.add(name)
             for descriptor in descriptors:
                 self._find(name, descriptor)
+        for descriptor in unsettled:
+            for key, named in vestibule.left(descriptor):
+                self._settle_left(key, named)
+        if unsettled:
+            keeper.unstore(vestibule.NAME)
+        self._vestibule = Vestibule(keeper)
+        self.hello = self._vestibule.put_hello
 
-    def soon(self, key: Key, keep: Callable[[], None]) -> None:
-        """Call `keep` when what has arrived by now is dealt with: output goes first."""
+    def close(self) -> None:
+        """This agent keeps nothing more."""
+        self.settle()
+        self._vestibule.close()
+
+    def came(self, hello: memoryview, ancillary: Ancillary) -> None:
+        """A shim's hello, with which nothing else has been done yet."""
+        self._vestibule.put_hello(hello, ancillary)
+        faults.point("agent.keeping.came")
+
+    def soon(self, key: Key, named: dict[str, int], keep: Callable[[], None]) -> None:
+        """Call `keep` when what has arrived by now is dealt with: output goes first.
+
+        Killed before that, this agent has left `named` to the next one.
+        """
         self._waiting[key] = keep
-        if self._turn is None:
+        if not self._vestibule.put(key, named):
+            self.settle()
+        elif self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self.settle)
+        faults.point("agent.keeping.put")
 
     def settle(self) -> None:
         """Keep now what is waiting to be kept."""
@@ -87,18 +105,20 @@ class Keeping:
         waiting, self._waiting = self._waiting, {}
         for keep in waiting.values():
             keep()
+        faults.point("agent.keeping.stored")
+        self._vestibule.clear()
 
     def keep(self, key: Key, named: dict[str, int], before: str) -> str:
         """Keep these in place of what was kept by the name `before`; the name, empty if refused."""
         self.drop(before)
+        faults.point("agent.keeping.dropped")
         name = f"{key.exec[:12]}.x" if key.exec else f"{key.id[:12]}.{key.run}"
         if len(self._names) >= NAMES or name in self._names:
             logger.warning("%s could not be kept for the next agent", name)
             return ""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            packet = json.dumps([*key, *named], separators=(",", ":")).encode()
-            socket.send_fds(ours, [packet], list(named.values()))
+            vestibule.send(ours, key, named)
             ours.close()
             # Not to be polled: it has hung up, and so may have what it stands for.
             self._keeper.store(name, theirs.fileno(), poll=False)
@@ -137,15 +157,16 @@ class Keeping:
     def _find(self, name: str, descriptor: int) -> None:
         with socket.socket(fileno=descriptor) as kept:
             try:
-                # Not socket.recv_fds: that of Python 3.11 forgets the flags, and takes it out.
-                flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-                data, ancillary, _, _ = kept.recvmsg(_PACKET_BYTES, _ANCILLARY_BYTES, flags)
-                id_, run, exec_, *names = json.loads(data)
-            except (OSError, ValueError) as exc:
+                found = vestibule.peek(kept)
+            except (OSError, Unreadable) as exc:
                 logger.warning("%s was kept and can't be read: %s", name, exc)
                 return
-        numbers = array.array("i")
-        for _, _, rights in ancillary:
-            numbers.frombytes(rights)
-        named = dict(zip(names, numbers, strict=True))
-        self._found[Key(id_, run, exec_)] = name, named
+        if found is not None:
+            self._found[found[0]] = name, found[1]
+
+    def _settle_left(self, key: Key, named: dict[str, int]) -> None:
+        """It came after what is stored by this name, or is the same."""
+        name, before = self._found.pop(key, ("", {}))
+        for descriptor in before.values():
+            os.close(descriptor)
+        self._found[key] = self.keep(key, named, name), named

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mooring.kit import faults
 from mooring.kit.errors import EngineError, NotFound, Unavailable
 
 from . import held, holding, orphans, rundir
@@ -142,8 +143,9 @@ class Shims:
             except OSError as exc:
                 logger.error("cannot accept a shim: %s", exc)
                 return
+            faults.point("agent.shim.accepted")
             # What it holds is mostly said by now, and to be kept before anything happens to us.
-            Channel(sock, self._event, self._closed).read()
+            Channel(sock, self._event, self._closed, self._keeping.came).begin()
 
     async def _connect(self, run: Run, record: ShimRecord) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -154,6 +156,7 @@ class Shims:
             sock.close()
             return False
         channel = Channel(sock, self._event, self._closed)
+        channel.begin()
         # A shim that has died leaves a socket that still takes connections: we hold its listener.
         asking = asyncio.ensure_future(channel.hello(run.container.id))
         try:
