@@ -130,6 +130,32 @@ def test_it_works_again_after_the_agent_was_killed(docker: Engine) -> None:
     assert docker.out("logs", "one").split() == COUNTED
 
 
+HELPED = ("-t",)
+"""Options of a container that the machine can't make: a helper does."""
+
+
+@pytest.mark.parametrize(
+    ("point", "options"),
+    [
+        ("runtime.start.executed", ()),
+        ("runtime.start.told", ()),
+        ("shim.untold", HELPED),
+    ],
+)
+def test_a_shim_is_replaced_wherever_who_made_its_container_was_killed(
+    docker: Engine, point: str, options: tuple[str, ...]
+) -> None:
+    """The agent had not heard of such a container, or not what it would need for another shim."""
+    (docker.run / "faults" / point).touch()
+    docker.out("run", "-d", "--name", "one", *options, "bb", "sh", "-c", f"{COUNT}; exit 7")
+    assert not (docker.run / "faults" / point).exists()
+    until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
+    kill_shim(docker, "one")
+    docker.in_state("one", "exited")
+    assert docker.inspect("one")["State"]["ExitCode"] == 7
+    assert docker.out("logs", "one").split() == COUNTED
+
+
 def kill_both(docker: Engine, name: str) -> None:
     """SIGKILL the agent and the shim of a container, so that nobody is left who could adopt."""
     id_ = docker.inspect(name)["Id"]

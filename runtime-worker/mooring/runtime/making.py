@@ -8,8 +8,8 @@
       |  shim.json                 |                               |
       | -- G --------------------> |  executes the program         |
       | <------ end of channel --- |                               |
-      | -- "executed", this end of the socket itself ------------> |
       | -- hello ---------------------------------------------------------------> |
+      | -- "tether": this end of the socket itself --------------> |
 
 The shim wakes up when its socket closes, which it does with this process at any time before the
 last packet. That one takes an end of the socket along, so that it never closes after it.
@@ -270,13 +270,6 @@ class Making:
             for name in WAKING:
                 if name in everything:
                     sleeper.register(everything[name], READ)
-        # From here on the shim does not wake up for this process any more. It may have been killed
-        # meanwhile: then what the agent is sent is all that is left for a successor.
-        killed: OSError | None = None
-        try:
-            send_with(self.shim.socket, join({"names": list(more)}), list(more.values()))
-        except OSError as exc:
-            killed = exc
         if agent is not None:
             assert self._log is not None
             held = shared(everything)
@@ -286,6 +279,15 @@ class Making:
                 send_with(agent, join(hello), list(held.values()))
             except OSError:
                 pass  # Its end wakes the shim; the next agent finds shim.sock.
+        faults.point("runtime.start.told")
+        # From here on the shim does not wake up for this process any more, so the agent is told
+        # before. It may have been killed meanwhile: the agent has what a successor needs.
+        killed: OSError | None = None
+        try:
+            send_with(self.shim.socket, join({"names": list(more)}), list(more.values()))
+        except OSError as exc:
+            killed = exc
+        if agent is not None:
             agent.close()
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         os.close(os.open(f"{self._directory}/executed", flags, 0o600))

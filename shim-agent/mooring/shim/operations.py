@@ -8,7 +8,6 @@ from .processes import resize
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree
 from .stdin import Busy, Gap
-from .warm import shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -200,11 +199,7 @@ def _descriptors(shim: Shim, connection: Connection, request: Request, raw: byte
     if request.get("exec"):
         held = _exec(shim, request["exec"]).descriptors()
     else:
-        fds = {"pidfd": shim.pidfd, "listener": shim.listener.fd, **shim.recorder.descriptors()}
-        fds |= shim.input.descriptors()
-        if shim.master >= 0:
-            fds.pop("stdin", None)
-        held = shared(fds)
+        held = shim.descriptors()
     if not connection.answer_with(request, {"names": list(held)}, list(held.values())):
         raise Refusal("unavailable", "the connection has no room for descriptors")
 

@@ -26,7 +26,7 @@ from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import claim, fault, mark_executed, write_record
 from .stdin import Input
 from .stdio import Output, Recorder
-from .warm import NOTHING_STARTED, read
+from .warm import NOTHING_STARTED, read, shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class Shim:
         self._unsure = begun is None
         if begun:
             mark_executed()
-            if agent := connect(self.record["agent_socket"]):
-                self.listener.add(agent.detach()).send({"event": "hello", **self.hello()})
+            self.tell_agent()
         if not begun or "outlet" in self._fds:
             # The program is not to run any more, or its terminal went down with the helper.
             self._abandoned = not begun
@@ -129,6 +128,13 @@ class Shim:
                 pidfd_send_signal(self.pidfd, SIGKILL)
             except ProcessLookupError:
                 pass
+
+    def tell_agent(self) -> None:
+        """Who made the container was killed, perhaps before the agent heard of it."""
+        if agent := connect(self.record["agent_socket"]):
+            held = self.descriptors()
+            hello = {"event": "hello", **self.hello(), "names": list(held)}
+            self.listener.add(agent.detach()).send_with(hello, list(held.values()))
 
     @property
     def pid(self) -> int:
@@ -176,6 +182,15 @@ class Shim:
             "pressed": self.pins.asked,
             "execs": [e.summary() for e in self.execs.values()],
         }
+
+    def descriptors(self) -> dict[str, int]:
+        """What a successor would need to go on with the container."""
+        fds = {"pidfd": self.pidfd, "listener": self.listener.fd, **self.recorder.descriptors()}
+        fds |= self.input.descriptors()
+        if self.master >= 0:
+            # Its own descriptor of the terminal is one too many.
+            fds.pop("stdin", None)
+        return shared(fds)
 
     # --- conversations ---
 
@@ -243,8 +258,10 @@ class Shim:
 
     def _await_helper(self) -> None:
         if self._helper:
-            os.waitpid(self._helper, 0)
+            status = os.waitpid(self._helper, 0)[1]
             self._helper = 0
+            if status:
+                self.tell_agent()
 
     def _bury_orphans(self) -> None:
         """Processes of a container without a pid namespace of its own may become our children."""
@@ -374,7 +391,7 @@ def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
     pidfd = pidfd_open(helper)
     sleeper.register(pidfd, ONCE)
     poll = sleeper.poll
-    alive = helper
+    alive, status = helper, 0
     while poll(None, 1)[0][0] == pidfd:
         status = waitpid(helper, 0)[1]
         alive = 0
@@ -382,10 +399,13 @@ def main(oci: Any, packets: socket, sleeper: epoll, helper: int) -> None:
             if status == NOTHING_STARTED << 8:
                 return
             break  # It was killed. If it had started something, that is ours to keep.
-    _wake(oci, packets, sleeper, alive, pidfd)
+    _wake(oci, packets, sleeper, alive, pidfd, bool(status))
 
 
-def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) -> None:
+def _wake(
+    oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int, killed: bool = False
+) -> None:
+    """killed: the helper, at whatever it did last."""
     packet, fds = receive_with(packets, _PACKET_BYTES)
     if not packet:
         return  # Who was to make the container is gone, and has made nothing that runs.
@@ -414,4 +434,6 @@ def _wake(oci: Any, packets: socket, sleeper: epoll, helper: int, pidfd: int) ->
     elif pidfd >= 0:
         os.close(pidfd)
     shim.take_over(bool(packet))
+    if killed and packet:
+        shim.tell_agent()
     shim.loop.run()

@@ -199,6 +199,7 @@ class Start:
         for name in WAKING:
             if name in fds:
                 self._sleeper.register(fds[name], READ)
+        fault("shim.untold")
         if agent is not None:
             state = {"log_end": self._log_end, "paused": False, "execs": []}
             held = shared(fds)
@@ -206,7 +207,7 @@ class Start:
             try:
                 send_with(agent, join(hello), list(held.values()))
             except OSError:
-                pass  # Its end wakes the shim; the next agent finds shim.sock.
+                pass  # The next agent finds shim.sock.
 
     def forget(self) -> None:
         """Close what a helper leaves to its end."""
