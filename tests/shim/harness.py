@@ -9,7 +9,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,8 +72,10 @@ class Container:
         args: list[str],
         run: int = 1,
         log: Path | None = None,
+        meanwhile: Callable[[int], None] | None = None,
         **fields: Any,
     ) -> None:
+        """meanwhile: is called with the pid of the shim before it is given the start command."""
         self.launcher = launcher
         self.directory = directory / f"c.{run}"
         self.directory.mkdir(parents=True)
@@ -108,6 +110,8 @@ class Container:
         self.clients: list[Client] = []
         self.shim, sock = launcher.fork()
         self.pidfd = os.pidfd_open(self.shim)
+        if meanwhile is not None:
+            meanwhile(self.shim)
         with sock:
             sock.settimeout(DEADLINE)
             sock.send(json.dumps({**self.request, "code": launcher.code}).encode())

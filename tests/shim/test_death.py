@@ -22,6 +22,7 @@ import pytest
 from mooring.shim import version
 from mooring.shim.adopt import READY, SERVES
 from mooring.shim.control import send_with
+from mooring.shim.frames import RUN_ENDS
 from mooring.shim.packets import join
 from mooring.shim.shim import _wake
 from mooring.shim.staging import FIONREAD
@@ -247,6 +248,24 @@ def test_killed_before_the_program_ran_it_never_runs(
     assert set(os.listdir(container.directory)) <= {"busy"}
     assert not (tmp_path / "ran").exists()
     assert [s for s, _ in everything(container.reader())] in ([], [16, 17])
+
+
+def test_a_warm_shim_that_is_killed_is_no_reason_that_its_container_could_not_be_started(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """It ends without an answer, as one does that is killed later: another one is taken."""
+
+    def kill(shim: int) -> None:
+        eventually(Path(f"/proc/{shim}/task/{shim}/children").read_text)
+        sigkill(shim)
+
+    program = ["touch", f"{tmp_path}/ran"]
+    with Container(launcher, tmp_path, program, meanwhile=kill) as container:
+        assert container.answer == {}
+        assert set(os.listdir(container.directory)) <= {"busy"}
+        assert not (tmp_path / "ran").exists()
+        *_, (stream, payload) = everything(container.reader())
+        assert stream == RUN_ENDS and json.loads(payload)["undone"]
 
 
 def test_killed_after_the_program_ran_the_run_goes_on(tmp_path: Path, faults: Path) -> None:

@@ -64,6 +64,10 @@ _SHARED = (
 )
 
 
+class Alone(Exception):
+    """The shim was killed: nobody would be there for the container. Another one starts it."""
+
+
 class Start:
     """One start command, from the packet to the running program."""
 
@@ -107,7 +111,7 @@ class Start:
         try:
             running = self._run(spec, timings)
         except BaseException as error:
-            self._undo(getattr(error, "exit_code", 128))
+            self._undo(getattr(error, "exit_code", 128), isinstance(error, Alone))
             raise
         fault("shim.after_exec")
         self._streams.close_child()
@@ -169,11 +173,11 @@ class Start:
             "init_start": start_time(pid),
             "started_ns": time_ns(),
         }
-        send_with(
-            self._shim,
-            join({**self._record, **self._place(), "names": list(self._fds)}),
-            list(self._fds.values()),
-        )
+        packet = join({**self._record, **self._place(), "names": list(self._fds)})
+        try:
+            send_with(self._shim, packet, list(self._fds.values()))
+        except OSError as error:
+            raise Alone from error
         fault("shim.before_exec")
         write_record("shim.json", self._record)
 
@@ -220,8 +224,11 @@ class Start:
         if self._log is not None:
             self._log.close()
 
-    def _undo(self, exit_code: int) -> None:
-        """The program was not executed: as if this run had never been, but for its log."""
+    def _undo(self, exit_code: int, undone: bool) -> None:
+        """The program was not executed: as if this run had never been, but for its log.
+
+        undone: it is made again.
+        """
         for name in ("shim.json", "shim.sock"):
             try:
                 os.unlink(name)
@@ -229,8 +236,9 @@ class Start:
                 pass
         if self._log is None:
             return
+        ended = {"run": self._request["run"], "exit_code": exit_code}
         try:
-            self._log.end_run(dump({"run": self._request["run"], "exit_code": exit_code}))
+            self._log.end_run(dump({**ended, "undone": True} if undone else ended))
         except OSError:
             pass
 
@@ -251,6 +259,8 @@ def serve(worker: socket, shim: socket, sleeper: epoll, cgroup: str | None, oci:
         return NOTHING_STARTED
     try:
         started = Start(request, oci, shim, sleeper, stub).run()
+    except Alone:
+        return NOTHING_STARTED
     except Exception as error:
         answer(worker, refused(error))
         return NOTHING_STARTED
