@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from image import busybox_archive
+from mooring.kit.config import Settings, load
 from mooring.supervisor import control
 
 SERVICES = ("gateway", "lifecycle", "runtime", "shim-agent", "nats")
@@ -263,9 +264,16 @@ class Engine:
 
     @property
     def instance(self) -> str:
-        from mooring.kit.config import load
+        return self.configured().instance
 
-        return load({"state_dir": self.state, "run_dir": self.run}, environ={}).instance
+    @property
+    def bridge(self) -> str:
+        """The link of its default network."""
+        return self.configured().bridge
+
+    def configured(self) -> Settings:
+        """As far as it follows from its folders."""
+        return load({"state_dir": self.state, "run_dir": self.run}, environ={})
 
     def cgroups(self) -> list[Path]:
         """What there is of this engine's own cgroup: nothing, after its last container."""

@@ -54,9 +54,8 @@ class Installed(Engine):
         command = ["journalctl", "--unit=mooring-*", since, "--output=short-precise"]
         return subprocess.run(command, capture_output=True, text=True).stdout
 
-    @property
-    def instance(self) -> str:
-        return self.settings.instance
+    def configured(self) -> Settings:
+        return self.settings
 
     def marks(self) -> tuple[str, ...]:
         return str(self.state), str(self.run)

@@ -29,9 +29,9 @@ def traces(engine: Engine) -> Counter[str]:
         found[f"descriptors kept for {service}"] = count
     with contextlib.suppress(OSError, KeyError, StopIteration):
         found["sessions"] = _sessions(engine.pids()["gateway"])
-    for path in Path("/sys/class/net").iterdir():
-        if path.name.startswith(("mrv", "br-")):
-            found[f"links {path.name[:3]}…"] += 1
+    with contextlib.suppress(OSError, KeyError):
+        found["namespaces of the worker"] = _namespaces(engine.pids()["runtime"])
+    found += links(engine.instance, engine.bridge)
     for record in _table(engine.instance):
         for kind in ("set", "map"):
             if kind in record:
@@ -44,6 +44,34 @@ def traces(engine: Engine) -> Counter[str]:
             if name.startswith("mooring-") and _belongs(entry, engine):
                 found[f"processes {name}"] += 1
     return found
+
+
+def links(instance: str, bridge: str, net: Path = Path("/sys/class/net")) -> Counter[str]:
+    """The bridges of its networks and what is connected to one of them; bridge: the default one.
+
+    A veth that is connected to nothing may be another engine's: of those, see `_namespaces`.
+    """
+    found: Counter[str] = Counter()
+    ours = {bridge}
+    for path in net.iterdir():
+        with contextlib.suppress(OSError):
+            if (path / "ifalias").read_text().startswith(f"mooring:{instance}:"):
+                ours.add(path.name)
+                found["links of networks"] += 1
+    for path in net.iterdir():
+        with contextlib.suppress(OSError):
+            if os.path.basename(os.readlink(path / "master")) in ours:
+                found["links on networks"] += 1
+    return found
+
+
+def _namespaces(worker: int) -> int:
+    """How many network namespaces the worker keeps: those of sandboxes that nobody has yet."""
+    count = 0
+    for path in Path(f"/proc/{worker}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += os.readlink(path).startswith("net:")
+    return count
 
 
 def stored(engine: Engine) -> dict[str, int]:
