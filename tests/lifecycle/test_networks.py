@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import pytest
+
 from mooring.kit import subjects
-from mooring.kit.errors import Conflict
+from mooring.kit.errors import Conflict, NotFound
 from mooring.kit.models.base import Done, Request
 from mooring.kit.models.network import (
     Claimed,
@@ -16,8 +18,9 @@ from mooring.kit.models.network import (
     NetworkClaims,
     NetworkCreated,
     NetworkRequest,
+    Progress,
 )
-from mooring.lifecycle.networks import CLAIMS
+from mooring.lifecycle.networks import CLAIMS, NetworkHandlers
 from tests.fakes import FakeHost
 
 from .conftest import Client, Replica
@@ -31,6 +34,8 @@ class NetworkHost:
         self.made: asyncio.Queue[str] = asyncio.Queue()
         """What is being made."""
         self.removing = asyncio.Event()
+        self.late, self.may_refuse = False, asyncio.Event()
+        """What is asked for comes too late: it was removed before."""
 
     async def serve(self, host: FakeHost) -> None:
         """Answer for a host."""
@@ -45,6 +50,9 @@ class NetworkHost:
     async def ensure(self, request: HostNetwork) -> Done:
         """Make it."""
         self.made.put_nowait(request.record.id)
+        if self.late:
+            await self.may_refuse.wait()
+            raise NotFound(f"network {request.record.name} not found")
         await self.may_make.wait()
         return Done()
 
@@ -101,3 +109,27 @@ async def test_a_create_whose_replica_died_after_the_claim_is_made_when_it_is_as
     mine = Claimed(name="net", subnets=["172.30.0.0/16"], owner="dead", claimed_ns=1)
     await lifecycle.engine.network_claims.create(CLAIMS, NetworkClaims(claims={id_: mine}))
     assert (await create(client, "again")).network_id == id_
+
+
+async def test_who_makes_a_network_too_late_does_not_take_back_what_another_has_made(
+    client: Client, host: FakeHost, lifecycle: Replica
+) -> None:
+    """One asks in the place of a replica that died; the client has asked again as well."""
+    networks = NetworkHost()
+    await networks.serve(host)
+    networks.late = True
+    first = create(client, "same")
+    id_ = await networks.made.get()
+    networks.late = False
+    row = lifecycle.engine.networks.get(id_)
+    assert row is not None
+    networks.may_make.set()
+    handlers = NetworkHandlers(lifecycle.engine, "")
+    assert (await handlers.finish_create(row)).record.progress is Progress.ACTIVE
+    networks.may_refuse.set()
+    with pytest.raises(NotFound):
+        await first
+    current = lifecycle.engine.networks.get(id_)
+    assert current is not None and current.record.progress is Progress.ACTIVE
+    claims = await lifecycle.engine.network_claims.fetch(CLAIMS)
+    assert list(claims.record.claims) == [id_]

@@ -88,18 +88,24 @@ def kept(record: NetworkRecord) -> NetworkRecord:
     return _advance(record, 0, "", progress=Progress.ACTIVE, command_id="", **_AT_REST)
 
 
-def removed(record: NetworkRecord, now: int, *, told: bool = True) -> NetworkRecord:
-    """A tombstone; told: of one that was ever seen, so its end is an event."""
+def refused(record: NetworkRecord, now: int) -> NetworkRecord:
+    """The host could not make it: a tombstone, of one that was never seen."""
+    if record.progress is not Progress.CREATING:
+        return record
+    return _entombed(record, now, "")
+
+
+def removed(record: NetworkRecord, now: int) -> NetworkRecord:
+    """A tombstone; its end is an event."""
     if record.progress is Progress.REMOVED:
         return record
-    return _advance(
-        record,
-        now,
-        "destroy" if told else "",
-        progress=Progress.REMOVED,
-        owner="",
-        deadline_ns=now + TOMBSTONE_AGE,
-    )
+    return _entombed(record, now, "destroy")
+
+
+def _entombed(record: NetworkRecord, now: int, action: str) -> NetworkRecord:
+    deadline = now + TOMBSTONE_AGE
+    changes: dict[str, object] = {"owner": "", "deadline_ns": deadline}
+    return _advance(record, now, action, progress=Progress.REMOVED, **changes)
 
 
 def uses(record: ContainerRecord, name: str) -> bool:

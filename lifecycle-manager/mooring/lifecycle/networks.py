@@ -106,15 +106,19 @@ class NetworkHandlers:
         except Unavailable:
             raise
         except EngineError:
-            await self._unclaim(record.id)
-            now = time.time_ns()
-            await engine.networks.change(
-                row.key, lambda r: network_states.removed(r, now, told=False)
-            )
+            await self._take_back(record)
             raise
         faults.point("lifecycle.network.made")
         now = time.time_ns()
         return await engine.networks.change(row.key, lambda r: network_states.created(r, now))
+
+    async def _take_back(self, record: NetworkRecord) -> None:
+        """It could not be made; unless somebody else has made it, and perhaps removed it."""
+        networks, now = self._engine.networks, time.time_ns()
+        with contextlib.suppress(NotFound):
+            if (await networks.fetch(record.id)).record.progress is Progress.CREATING:
+                await self._unclaim(record.id)
+                await networks.change(record.id, lambda r: network_states.refused(r, now))
 
     # --- remove ---
 

@@ -2,7 +2,8 @@
 
 `<directory>/networks/<id>.msgpack` holds the record of each, `<directory>/<id>/leases` its leases.
 A network is there from `ensure` to `remove`; what was there before a reboot, or before somebody
-took its bridge away, is made again by the next start that needs it.
+took its bridge away, is made again by the next start that needs it. For two minutes after it was
+removed there is `networks/<id>.removed`: an `ensure` of it that arrives then was sent before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,10 @@ from .addresses import ranges
 from .lan import Lan, masquerades
 
 logger = logging.getLogger(__name__)
+
+REMEMBER_REMOVED = 120.0
+"""Seconds: longer than any command is sent again."""
+_REMOVED = ".removed"
 
 
 class UserNetworks:
@@ -43,6 +49,8 @@ class UserNetworks:
         """Read what is known of this host's networks."""
         self._records.mkdir(parents=True, exist_ok=True)
         for entry in os.scandir(self._records):
+            if entry.name.endswith(_REMOVED):
+                continue
             if not entry.name.endswith(".msgpack"):
                 os.unlink(entry.path)
                 continue
@@ -64,10 +72,16 @@ class UserNetworks:
         return lan
 
     async def ensure(self, record: NetworkRecord) -> None:
-        """Make a network, or see that it is there; EngineError with the reason if it can't be."""
+        """Make a network, or see that it is there; EngineError with the reason if it can't be.
+
+        NotFound if it was removed meanwhile: two have asked for it then, one of them in the place
+        of a replica that died, and this is what was sent again to a worker that knows nothing.
+        """
         async with self._lock(record.id):
             known = self._lans.get(record.id)
             if known is None:
+                if os.path.exists(self._records / f"{record.id}{_REMOVED}"):
+                    raise NotFound(f"network {record.name} not found")
                 self._store(record)
                 faults.point("runtime.network.stored")
                 self._add(record)
@@ -90,8 +104,17 @@ class UserNetworks:
                 )
             # At once, before anything waits: a start that comes now does not find it any more.
             self._drop(record)
+            self._mark_removed(record)
             await self._forget(record)
         self._busy.pop(record.id, None)
+
+    def _mark_removed(self, record: NetworkRecord) -> None:
+        """From now on to make it comes too late; what came too late long ago is forgotten."""
+        limit = time.time() - REMEMBER_REMOVED
+        for path in self._records.glob(f"*{_REMOVED}"):
+            if path.stat().st_mtime < limit:
+                path.unlink()
+        (self._records / f"{record.id}{_REMOVED}").touch(0o600)
 
     async def ready(self, lan: Lan) -> int:
         """The index of a network's bridge or parent; made again if somebody took it away."""
