@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import os, signal, sys
 sys.path[:0] = {paths!r}
-from mooring.runtime.oci.rehearsal import _CGROUP, Rehearsal
+from mooring.runtime.oci.rehearsal import Rehearsal
 from mooring.shim.rehearsal import rehearse
 from mooring.runtime.oci import cgroup2, cgroups
 
@@ -27,17 +27,24 @@ def known():
     status = open("/proc/self/status").read()
     status = [line for line in status.splitlines() if line[:5] in ("CapPr", "CapIn", "SigIg")]
     mounts = [line for line in open("/proc/self/mountinfo") if {directory!r} in line]
-    # Not those that others on this machine make meanwhile.
-    made = [name for name in os.listdir(root) if name == _CGROUP.strip("/")]
-    cgroups = {{line for line in open("/proc/self/cgroup") if "name=mooring" not in line}}
+    # Others come and go: engines of other tests, and systemd hosts.
+    groups = [name for name in os.listdir(root) if name.startswith("rehears")]
+    member = [line for line in open("/proc/self/cgroup") if "name=mooring" not in line]
     return [
-        spaces, status, os.getcwd(), os.readlink("/proc/self/root"), made,
-        mounts, cgroups, sys.meta_path[:],
+        spaces, status, os.getcwd(), os.readlink("/proc/self/root"), groups,
+        mounts, member, sys.meta_path[:],
         [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)], os.uname().nodename,
     ]
 
+class Watched(Rehearsal):
+    def run(self, *args, **fields):
+        where = os.getcwd()
+        running = super().run(*args, **fields)
+        assert os.getcwd() == where, "what is written to the run directory is elsewhere"
+        return running
+
 before = known()
-rehearse({directory!r}, "rehearsed-", Rehearsal)
+rehearse({directory!r}, "rehearsed-", Watched)
 after = known()
 assert after == before, (before, after)
 """

@@ -131,11 +131,14 @@ class _Init:
 
     def __init__(self) -> None:
         self._own = _namespaces()
+        directory = os.getcwd()
         linux.unshare(sum(_ENTERED.values()) - CLONE_NEWNET)
         try:
             self._new = _namespaces()
         finally:
             _enter(self._own)
+            # Who enters a mount namespace is at its root: what a start writes would be left there.
+            os.chdir(directory)
 
     def __enter__(self) -> None:
         self._before = os.getcwd(), os.umask(0), sys.meta_path[:]
