@@ -40,6 +40,7 @@ class Killer(threading.Thread):
         ways: list[tuple[int, Callable[[], None]]] = [
             (50, self._one),
             (8, self._twice),
+            (8, self._two),
             (8, self._all),
             (8, self._launcher),
             (4, self._warm),
@@ -78,6 +79,13 @@ class Killer(threading.Thread):
                 self.kill(successor, service)
                 return
             time.sleep(0.01)
+
+    def _two(self) -> None:
+        """One in the middle of what the death of another has others do."""
+        first, second = self.chance.sample(SERVICES, 2)
+        self.kill(self.engine.pids()[first], first)
+        time.sleep(self.chance.uniform(0, 0.5))  # the moment is the test
+        self.kill(self.engine.pids()[second], second)
 
     def _all(self) -> None:
         """Every service at once."""
