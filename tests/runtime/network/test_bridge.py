@@ -70,6 +70,24 @@ async def gone(names: set[str]) -> None:
             await asyncio.sleep(0.01)
 
 
+def test_a_factory_ends_in_peace_whose_worker_was_killed() -> None:
+    """Its traceback was in the engine's log after many a kill."""
+    for asked in ([b"{}"], [b"{}", b"{}"]):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for packet in asked:
+            ours.send(packet)
+        ours.close()
+        if (pid := os.fork()) == 0:
+            status = 1
+            try:
+                factory.main(theirs)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+        assert os.waitpid(pid, 0)[1] == 0
+
+
 async def test_a_sandbox_has_an_address_a_route_and_reaches_the_gateway(bridge: Bridge) -> None:
     prepared, state = await bridge.attach("c0ffee.1")
     try:

@@ -139,4 +139,7 @@ class Factory:
 
 def main(control: socket.socket) -> None:
     """Answer requests until the worker's end of the socket closes."""
-    Factory(control).serve()
+    try:
+        Factory(control).serve()
+    except ConnectionError:
+        pass  # The worker was killed before it had read an answer.
