@@ -165,15 +165,17 @@ class WiringHandlers:
                         id=record.id,
                         run=run,
                         network=name,
+                        command=wanted.command,
                         name=record.name,
                         hostname=record.config.hostname,
                         settings=wanted.settings,
                     ),
                 )
             else:
-                host = await engine.hosts.disconnect(
-                    record.node, HostDisconnect(id=record.id, run=run, network=name)
+                request = HostDisconnect(
+                    id=record.id, run=run, network=name, command=wanted.command
                 )
+                host = await engine.hosts.disconnect(record.node, request)
         except Unavailable:
             raise
         except EngineError:

@@ -28,6 +28,10 @@ from .runs import NETWORK, Run, Runs, Stage, read_state
 
 logger = logging.getLogger(__name__)
 
+_DONE = "rewired"
+"""In a run's directory: the commands that were carried out, a line each. One that comes once more
+may come after the next, which undid it: it was sent in the place of a replica that died."""
+
 
 class Wires(Protocol):
     """What is needed of sandbox.HostNetworks."""
@@ -57,6 +61,8 @@ class Rewiring:
             async with self._locks.hold(request.id):
                 run = self._live(request.id, request.run)
                 state = read_state(run.directory)
+                if _was_done(run, request.command):
+                    return HostWired(network=state)
                 if request.network not in state.endpoints:
                     namespace = f"/proc/{run.init_pid}/ns/net"
                     state = await self._networks.connect(request, state, namespace)
@@ -66,6 +72,7 @@ class Rewiring:
                 if state.dns:
                     _edit(f"{run.directory}/resolv.conf", files.resolv_internal)
                 self._note_command(request.id, request.network, request.settings)
+                _note_done(run, request.command)
                 faults.point("runtime.connect.recorded")
                 return HostWired(network=state)
 
@@ -75,6 +82,8 @@ class Rewiring:
             async with self._locks.hold(request.id):
                 run = self._live(request.id, request.run)
                 state = read_state(run.directory)
+                if _was_done(run, request.command):
+                    return HostWired(network=state)
                 point = state.endpoints.get(request.network)
                 if point is not None:
                     namespace = f"/proc/{run.init_pid}/ns/net"
@@ -86,6 +95,7 @@ class Rewiring:
                 # Last: an address is free only when nothing says any more that it is taken.
                 self._networks.disconnected(f"{request.id}.{request.run}", request.network)
                 self._note_command(request.id, request.network, None)
+                _note_done(run, request.command)
                 faults.point("runtime.disconnect.recorded")
                 return HostWired(network=state)
 
@@ -131,6 +141,17 @@ class Rewiring:
                 networking[network] = settings
             command.record.networking = networking
             replace(path, command.pack())
+
+
+def _was_done(run: Run, command: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(f"{run.directory}/{_DONE}") as file:
+        return bool(command) and f"{command}\n" in file
+    return False
+
+
+def _note_done(run: Run, command: str) -> None:
+    with open(f"{run.directory}/{_DONE}", "a") as file:
+        file.write(f"{command}\n")
 
 
 def _edit_hosts(directory: str, edit: Callable[[str], str]) -> None:

@@ -240,6 +240,8 @@ class HostConnect(Request):
     run: int
     network: str
     """Its name."""
+    command: str = ""
+    """Of whoever wants it; several may carry it out (Rewiring), and it is done once."""
     name: str = ""
     """The container's, which others on the network find it by."""
     hostname: str = ""
@@ -252,6 +254,7 @@ class HostDisconnect(Request):
     id: str
     run: int
     network: str
+    command: str = ""
 
 
 class HostRename(Request):
