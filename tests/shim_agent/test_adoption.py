@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.fault]
 
 COUNT = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
 COUNTED = [str(number) for number in range(60)]
-OWN = 2
-"""What the agent has stored for itself: the listener of agent.sock, and its vestibule."""
+OWN = 3
+"""What the agent has stored for itself: the listener of agent.sock, its vestibule, the porch."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_execs_end_as_they_do_and_others_can_be_started(docker: Engine) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("-t",)], ids=["", "terminal"])
-@pytest.mark.parametrize("point", ["shim.exec.recorded", "shim.exec.gone"])
+@pytest.mark.parametrize("point", ["shim.exec.handed", "shim.exec.recorded", "shim.exec.gone"])
 def test_an_exec_runs_once_wherever_its_shim_is_killed(
     docker: Engine, point: str, options: tuple[str, ...]
 ) -> None:
@@ -286,7 +286,7 @@ def test_a_container_is_whole_wherever_the_agent_was_with_what_its_shim_handed_o
     assert clients[0].returncode == 7
 
 
-@pytest.mark.parametrize("point", UNSTORED)
+@pytest.mark.parametrize("point", ["agent.exec.begins", *UNSTORED])
 def test_an_exec_is_whole_wherever_the_agent_was_with_what_its_shim_handed_over(
     docker: Engine, point: str
 ) -> None:

@@ -56,6 +56,7 @@ def keeping(manager: Manager) -> Iterator[Keeping]:
 def kill(keeping: Keeping) -> None:
     """What is open in its process is closed, and nothing else is done."""
     keeping._vestibule.close()
+    keeping._porch.close()
 
 
 async def test_what_has_just_come_is_found_and_then_stored(
@@ -64,7 +65,8 @@ async def test_what_has_just_come_is_found_and_then_stored(
     pipe = Pipe()
     keeping.soon(RUN, pipe.named, lambda: None)
     assert manager.found(RUN) == pipe.inodes
-    assert [*manager.kept] == [f"{CONTAINER[:12]}.1", vestibule.NAME]
+    name = f"{CONTAINER[:12]}.1"
+    assert manager.kept.keys() == {name, vestibule.NAME, vestibule.PORCH}
     assert manager.found(RUN) == pipe.inodes
 
 
@@ -155,3 +157,49 @@ async def test_what_another_version_left_is_passed_over(
         assert manager.found(RUN) == pipe.inodes
     assert len(caplog.messages) == 5
     assert not odd.is_held()
+
+
+EXEC = Key(CONTAINER, 1, "ab" * 32)
+OTHER = Key(CONTAINER, 2, "cd" * 32)
+
+
+def leave(keeping: Keeping, key: Key, pipe: Pipe) -> None:
+    """What a shim does with the porch that it was given."""
+    with socket.socket(fileno=os.dup(keeping.porch)) as porch:
+        vestibule.send(porch, key, pipe.named)
+
+
+async def test_what_a_shim_has_left_is_found_though_nobody_was_told(
+    keeping: Keeping, manager: Manager
+) -> None:
+    pipe = Pipe()
+    leave(keeping, EXEC, pipe)
+    kill(keeping)
+    assert manager.found(EXEC) == pipe.inodes
+
+
+async def test_what_a_shim_has_left_counts_less_than_what_an_agent_knows(
+    keeping: Keeping, manager: Manager
+) -> None:
+    left, known = Pipe(), Pipe()
+    leave(keeping, EXEC, left)
+    keeping.soon(EXEC, known.named, lambda: None)
+    kill(keeping)
+    assert manager.found(EXEC) == known.inodes
+    assert not left.is_held()
+
+
+async def test_what_a_shim_has_told_of_is_taken_from_the_porch_and_nothing_else(
+    keeping: Keeping, manager: Manager
+) -> None:
+    first, second = Pipe(), Pipe()
+    leave(keeping, EXEC, first)
+    leave(keeping, OTHER, second)
+    keeping.soon(EXEC, first.named, lambda: None)
+    keeping.settle()
+    assert not first.is_held()
+    ((key, named),) = keeping.left_of(Key(CONTAINER, 2))
+    assert key == OTHER
+    os.close(named["stdout"])
+    assert keeping.left_of(Key(CONTAINER, 2)) == []
+    assert not second.is_held()

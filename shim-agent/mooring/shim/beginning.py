@@ -113,8 +113,10 @@ class Beginnings:
             entry.announce(result)
 
         def hand_over(pid: int, unexecuted: str, fds: list[int], go: Callable[[], None]) -> None:
-            entry.record(pid, wants_input, unexecuted)
+            # Recorded once somebody has them: what is found is what a successor is handed.
             about_to({**_named(fds), **streams.ours})
+            fault("shim.exec.handed")
+            entry.record(pid, wants_input, unexecuted)
             fault("shim.exec.recorded")
             go()
             fault("shim.exec.gone")

@@ -93,12 +93,17 @@ class Channel:
             os.close(descriptor)
         return answer
 
-    async def request_with(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Like `request`; what came with the answer is its "descriptors", the caller's to close."""
-        self._serial += 1
-        return await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, b"")
+    async def request_with(self, op: str, given: int = -1, /, **fields: Any) -> dict[str, Any]:
+        """Like `request`; what came with the answer is its "descriptors", the caller's to close.
 
-    async def _ask(self, id_: object, message: dict[str, Any], data: bytes) -> dict[str, Any]:
+        given: a descriptor that the shim gets with it, unless many requests wait to be sent.
+        """
+        self._serial += 1
+        return await self._ask(self._serial, {"op": op, "id": self._serial, **fields}, b"", given)
+
+    async def _ask(
+        self, id_: object, message: dict[str, Any], data: bytes, given: int = -1
+    ) -> dict[str, Any]:
         if not self._open:
             raise Unavailable("the shim's connection is closed")
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -106,7 +111,7 @@ class Channel:
         counted = message["op"] != "stdin"
         self.busy += counted
         try:
-            self._send(_packet(message, data))
+            self._send(_packet(message, data), given)
             reply = await answer
         finally:
             self._answers.pop(id_, None)
@@ -148,10 +153,14 @@ class Channel:
             os.close(descriptor)
         self.descriptors = []
 
-    def _send(self, packet: bytes) -> None:
+    def _send(self, packet: bytes, given: int = -1) -> None:
+        """given: a descriptor to go with it; only if it can be sent at once."""
         if not self._unsent:
             try:
-                self._sock.send(packet)
+                if given >= 0:
+                    socket.send_fds(self._sock, [packet], [given])
+                else:
+                    self._sock.send(packet)
                 return
             except BlockingIOError:
                 self._loop.add_writer(self._sock.fileno(), self._writable)

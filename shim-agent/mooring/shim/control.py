@@ -32,13 +32,14 @@ _FIONREAD = 0x541B
 _QUEUE = 256
 _FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 _CLOEXEC = MSG_CMSG_CLOEXEC
+_SPACE = CMSG_SPACE(4)
 _TYPE = SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC
 
 
 class Connection:
     """One peer: packets in to a handler, packets out in order, none waited for."""
 
-    __slots__ = ("_closed", "_handler", "_loop", "_queue", "_socket", "fd")
+    __slots__ = ("_closed", "_given", "_handler", "_loop", "_queue", "_socket", "fd")
 
     def __init__(
         self, loop: Loop, sock: socket, handler: Request, closed: Callable[[Connection], None]
@@ -48,6 +49,7 @@ class Connection:
         self._handler = handler
         self._closed = closed
         self._queue: list[bytes] = []
+        self._given = -1
         self.fd = sock.fileno()
         loop.watch(self.fd, READ, self._ready)
 
@@ -89,6 +91,12 @@ class Connection:
             return False  # No room for it; or the peer is gone, whose end is seen by the loop.
         return True
 
+    def take(self) -> int:
+        """The descriptor that came with the request that is being handled, the caller's now; -1
+        for none."""
+        given, self._given = self._given, -1
+        return given
+
     def close(self) -> None:
         """Close it; packets still queued are dropped."""
         if self.fd >= 0:
@@ -114,12 +122,16 @@ class Connection:
         # The size is asked for, since a buffer for the largest packet would stay in memory.
         number = bytearray(4)
         ioctl(self.fd, _FIONREAD, number)
+        size = int.from_bytes(number, "little") or 1
+        rights: list[tuple[int, int, bytes]] = []
         try:
-            packet = self._socket.recv(int.from_bytes(number, "little") or 1, MSG_DONTWAIT)
+            packet, rights, _, _ = self._socket.recvmsg(size, _SPACE, MSG_DONTWAIT | _CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             packet = b""
+        for _, _, data in rights:
+            self._given = int.from_bytes(data[:4], "little")
         if not packet:
             self.close()
             return
@@ -129,6 +141,8 @@ class Connection:
             self.send({"id": None, "error": {"kind": "invalid_parameter", "message": str(error)}})
             return
         self._handler(self, head, raw)
+        if (given := self.take()) >= 0:
+            os.close(given)
 
 
 class Listener:
@@ -217,6 +231,16 @@ def send_with(sock: socket, packet: bytes, fds: list[int]) -> None:
     """Send a packet and duplicates of descriptors (at most 253). OSError."""
     rights = b"".join([fd.to_bytes(4, "little") for fd in fds])
     sock.sendmsg([packet], [(SOL_SOCKET, SCM_RIGHTS, rights)] if fds else [], _FLAGS)
+
+
+def send_to(fd: int, packet: bytes, fds: list[int]) -> None:
+    """The same to a socket of which there is a descriptor, which is closed; it may be full."""
+    sock = socket(AF_UNIX, _TYPE, 0, fd)
+    try:
+        send_with(sock, packet, fds)
+    except OSError:
+        pass
+    sock.close()
 
 
 def receive_with(sock: socket, size: int) -> tuple[bytes, list[int]]:

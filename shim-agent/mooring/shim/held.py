@@ -100,8 +100,21 @@ def stdin_closed(run: Run, exec_id: str = "") -> None:
         _keep_soon(run, exec_id)
 
 
+def take_left(run: Run) -> None:
+    """Take what a shim that was killed has left of execs and could not tell of."""
+    for key, named in run.keeping.left_of(Key(run.container.id, run.number)):
+        entry = run.exec(key.exec)
+        if entry.held or entry.finished:
+            _close(named)
+        else:
+            entry.held = named
+            _keep_soon(run, key.exec)
+
+
 def drop(run: Run) -> None:
     """Close what is held of a run that is over, and of its execs."""
+    for _, named in run.keeping.left_of(Key(run.container.id, run.number)):
+        _close(named)
     _close(run.held)
     run.keeping.drop(run.kept)
     run.kept = ""

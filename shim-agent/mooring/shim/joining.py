@@ -100,7 +100,8 @@ class Joining:
     async def _ask(self, run: Run, request: HostExec) -> dict[str, Any]:
         fields = _fields(run, request)
         channel = await run.reach()
-        answer = await channel.request_with("exec", hold=True, **fields)
+        asking = channel.request_with("exec", run.keeping.porch, hold=True, **fields)
+        answer = await asking
         held.take_exec(run, request.exec_id, answer, answer["descriptors"])
         return answer
 

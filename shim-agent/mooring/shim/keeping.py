@@ -63,6 +63,7 @@ class Keeping:
         self._turn: asyncio.Handle | None = None
         stored = keeper.stored()
         unsettled = stored.pop(vestibule.NAME, [])
+        left = stored.pop(vestibule.PORCH, [])
         for name, descriptors in stored.items():
             self._names.add(name)
             for descriptor in descriptors:
@@ -70,15 +71,35 @@ class Keeping:
         for descriptor in unsettled:
             for key, named in vestibule.left(descriptor):
                 self._settle_left(key, named)
+        for descriptor in left:
+            for key, named in vestibule.left(descriptor):
+                # What an agent has got to know of may be more by now.
+                if key in self._found:
+                    _close(named)
+                else:
+                    self._settle_left(key, named)
         if unsettled:
             keeper.unstore(vestibule.NAME)
+        if left:
+            keeper.unstore(vestibule.PORCH)
         self._vestibule = Vestibule(keeper)
+        self._porch = Vestibule(keeper, vestibule.PORCH)
         self.hello = self._vestibule.put_hello
 
     def close(self) -> None:
         """This agent keeps nothing more."""
         self.settle()
         self._vestibule.close()
+        self._porch.close()
+
+    @property
+    def porch(self) -> int:
+        """For a shim to leave in what an exec is made of, before it executes anything."""
+        return self._porch.inlet
+
+    def left_of(self, run: Key) -> list[tuple[Key, dict[str, int]]]:
+        """Take what a shim of this run has left on the porch and not told of."""
+        return self._porch.take(lambda key: key[:2] == run[:2])
 
     def came(self, hello: memoryview, ancillary: Ancillary) -> None:
         """A shim's hello, with which nothing else has been done yet."""
@@ -107,6 +128,9 @@ class Keeping:
             keep()
         faults.point("agent.keeping.stored")
         self._vestibule.clear()
+        if any(key.exec for key in waiting):
+            for _, named in self._porch.take(lambda key: key in waiting):
+                _close(named)
 
     def keep(self, key: Key, named: dict[str, int], before: str) -> str:
         """Keep these in place of what was kept by the name `before`; the name, empty if refused."""
@@ -143,8 +167,7 @@ class Keeping:
         """All that nobody took belongs to what is over."""
         for name, named in self._found.values():
             self.drop(name)
-            for descriptor in named.values():
-                os.close(descriptor)
+            _close(named)
         self._found.clear()
 
     def listener(self, listener: socket.socket) -> list[socket.socket]:
@@ -167,6 +190,10 @@ class Keeping:
     def _settle_left(self, key: Key, named: dict[str, int]) -> None:
         """It came after what is stored by this name, or is the same."""
         name, before = self._found.pop(key, ("", {}))
-        for descriptor in before.values():
-            os.close(descriptor)
+        _close(before)
         self._found[key] = self.keep(key, named, name), named
+
+
+def _close(named: dict[str, int]) -> None:
+    for descriptor in named.values():
+        os.close(descriptor)

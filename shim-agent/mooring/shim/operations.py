@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from os import close
 from os import kill as send_signal
 
+from .control import send_to
+from .packets import dump
 from .processes import resize
 from .rawsignal import SIGKILL, pidfd_send_signal
 from .record import remove_tree
@@ -116,6 +119,7 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
         raise Refusal("invalid_parameter", f"not an exec id: {ident}")
 
     def answer(result: dict[str, Any]) -> None:
+        drop()
         if entry is None or "error" in result:
             connection.refuse(request, result["error"])
         else:
@@ -124,10 +128,25 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
             if not connection.answer_with(request, more, list(fds.values())):
                 connection.answer(request, result)
 
-    told = False
+    told, porch = False, -1
+
+    def leave(named: dict[str, int]) -> None:
+        """Whenever this agent is killed, the next one has these."""
+        nonlocal porch
+        if porch >= 0:
+            packet = dump([shim.id, shim.run, ident, *named])
+            send_to(porch, packet, list(named.values()))
+            porch = -1
+
+    def drop() -> None:
+        nonlocal porch
+        if porch >= 0:
+            close(porch)
+            porch = -1
 
     def about_to(fds: dict[str, int]) -> None:
         nonlocal told
+        leave(fds)
         if request.get("hold"):
             event = {"event": "exec_begins", "exec": ident, "names": list(fds)}
             told = connection.send_with(event, list(fds.values()))
@@ -139,7 +158,12 @@ def _start_exec(shim: Shim, connection: Connection, request: Request, raw: bytes
             text = f"Container {shim.id} is paused, unpause the container before exec"
             raise Refusal("conflict", text)
         entry = shim.new_exec(ident, bool(request["tty"]))
-        shim.beginnings.begin(entry, request, about_to, lambda: shim.execs.pop(ident))
+        porch = connection.take()
+        try:
+            shim.beginnings.begin(entry, request, about_to, lambda: shim.execs.pop(ident))
+        except BaseException:
+            drop()
+            raise
         shim.execs[ident] = entry
     # Asked again, by an agent that did not hear the answer, it is the same exec.
     entry.when_started(answer)

@@ -101,7 +101,10 @@ class Shim:
         try:
             record = parse(read(f"execs/{ident}/exec.json"))
         except FileNotFoundError:
-            return  # It ended before that shim did, and was forgotten.
+            # It ended before that shim did, and was forgotten; or never came to its program.
+            for fd in fds.values():
+                os.close(fd)
+            return
         if any(os.path.exists(f"execs/{ident}/exit.{kind}") for kind in ("json", "acked")):
             return
         entry = self.new_exec(ident, bool(record["tty"]))

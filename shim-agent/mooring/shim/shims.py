@@ -227,6 +227,7 @@ class Shims:
             case _ if run is None:
                 return
             case "exec_begins":
+                faults.point("agent.exec.begins")
                 held.take_exec(run, str(message["exec"]), message, channel.take_descriptors())
             case "held":
                 held.add(run, str(message["exec"]), message, channel.take_descriptors())
@@ -389,6 +390,7 @@ class Shims:
                 break
             # Its hello may wait at the listener of the agent before this one.
             await asyncio.sleep(_TURN_SECONDS)
+        held.take_left(run)
         if await self._successors.adopt(run):
             self._replaced(run)
             return

@@ -4,6 +4,9 @@ Descriptors that a shim hands over are sent, before anything else is done with t
 of the agent's own whose other end is stored for as long as the agent lives. That wakes nobody: the
 output that came with them goes first. They are taken out once each is stored by its own name. A
 hello is sent on as it came: to find out whose it is would take ten times as long.
+
+Execs are handed over through the *porch*, the same for shims to use: each is given the inlet with
+the request, and leaves there what the exec is made of before it executes anything.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
 
-NAME = "vestibule"
+NAME, PORCH = "vestibule", "porch"
 _PACKET_BYTES = 64 << 10
 _ANCILLARY_BYTES = socket.CMSG_SPACE(16 * 4)
 _SO_PEEK_OFF = 42
@@ -50,12 +53,12 @@ class Unreadable(Exception):
 class Vestibule:
     """Where descriptors are until they are stored."""
 
-    def __init__(self, keeper: Stores) -> None:
+    def __init__(self, keeper: Stores, name: str = NAME) -> None:
         kind = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
         self._inlet, self._outlet = socket.socketpair(socket.AF_UNIX, kind)
         self._inside = 0
         # Not to be polled: with this agent it hangs up, and is what the next one looks for.
-        keeper.store(NAME, self._outlet.fileno(), poll=False)
+        keeper.store(name, self._outlet.fileno(), poll=False)
 
     def put(self, key: Key, named: dict[str, int]) -> bool:
         """Have the next agent find these; False if there is no room: store them at once."""
@@ -78,6 +81,32 @@ class Vestibule:
             # Without room for what is with it the kernel lets go of that.
             self._outlet.recv(1)
         self._inside = 0
+
+    @property
+    def inlet(self) -> int:
+        """For others to put something in as well."""
+        return self._inlet.fileno()
+
+    def take(self, wanted: Callable[[Key], bool]) -> list[tuple[Key, dict[str, int]]]:
+        """Take out what is wanted of what others have put in."""
+        found: list[tuple[Key, dict[str, int]]] = []
+        rest: list[tuple[Key, dict[str, int]]] = []
+        with contextlib.suppress(OSError):
+            while True:
+                try:
+                    each = receive(self._outlet)
+                except Unreadable as exc:
+                    logger.warning("what a shim has left is lost: %s", exc)
+                    continue
+                if each is None:
+                    break
+                (found if wanted(each[0]) else rest).append(each)
+        for key, named in rest:
+            with contextlib.suppress(OSError):
+                send(self._inlet, key, named)
+            for descriptor in named.values():
+                os.close(descriptor)
+        return found
 
     def close(self) -> None:
         """For this agent; what is still inside is for the next one."""
@@ -114,8 +143,13 @@ def send(to: socket.socket, key: Key, named: dict[str, int]) -> None:
 
 def peek(sock: socket.socket) -> tuple[Key, dict[str, int]] | None:
     """What `send` sent or a shim said, not taken out; None at the end. OSError, Unreadable."""
+    return receive(sock, socket.MSG_PEEK)
+
+
+def receive(sock: socket.socket, more: int = 0) -> tuple[Key, dict[str, int]] | None:
+    """The same, taken out."""
     # Not socket.recv_fds: that of Python 3.11 forgets the flags, and takes it out.
-    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    flags = more | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
     data, ancillary, _, _ = sock.recvmsg(_PACKET_BYTES, _ANCILLARY_BYTES, flags)
     if not data:
         return None
