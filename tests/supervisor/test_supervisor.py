@@ -322,6 +322,25 @@ def test_a_keeper_ends_with_its_engine_and_with_its_successor(engine: Engine) ->
     assert not (engine.settings.run_dir / "keeper.sock").exists()
 
 
+def test_a_keeper_ends_also_where_its_successor_is_killed_before_it_says_that_it_is_there(
+    engine: Engine, fault: Callable[[str], None]
+) -> None:
+    first = control.status(engine.settings.run_dir)["keeper"]
+    kill_supervisor(engine)
+    fault("keeper.listening")
+    engine.start()
+    assert not (engine.settings.run_dir / "faults" / "keeper.listening").exists()
+    # Two that hear the services would each have half of what they say.
+    engine.until(lambda _: not runs(first))
+
+
+def test_an_engine_stops_whose_keeper_does_nothing(engine: Engine) -> None:
+    keeper = control.status(engine.settings.run_dir)["keeper"]
+    os.kill(keeper, signal.SIGSTOP)
+    engine.stop()
+    assert not runs(keeper)
+
+
 def test_a_service_that_hangs_is_killed_by_its_watchdog(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

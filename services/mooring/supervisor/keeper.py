@@ -2,8 +2,8 @@
 
 It has duplicates of all that the supervisor keeps: the listening sockets, the socket that services
 notify, and what each of them has stored. It does nothing with them while the supervisor lives but
-repeat what that is told. When that is killed (one that ends as it should ends its keeper), it hears
-the services itself, and hands everything to the supervisor that comes next.
+repeat what that is told. When that is killed, it hears the services itself, and hands everything
+to the supervisor that comes next. A supervisor that stops in order ends it.
 
     supervisor            keeper                 next supervisor    its keeper
       | -- FDSTORE … -----> |
@@ -30,6 +30,8 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mooring.kit import faults
 
 from . import notify
 from .leftovers import recorded
@@ -91,11 +93,13 @@ class Keeper:
         self._channel = ours
         ours.settimeout(_START_SECONDS)
         try:
-            ours.recv(len(_READY))
+            ready = ours.recv(len(_READY)) == _READY
         except TimeoutError:
+            ready = False
             self._kill()
         ours.settimeout(_TELL_SECONDS)
-        if kept.connection is not None:
+        if ready and kept.connection is not None:
+            # Not before: at its end, the keeper before ours takes us for dead and hears services.
             kept.connection.close()
             kept.connection = None
 
@@ -134,6 +138,7 @@ class Keeper:
     def end(self) -> None:
         """Nothing is to be kept any more."""
         if self.pid:
+            # It has nothing to do at its end, and may be stopped (SIGSTOP).
             self._kill()
             self.ended()
         with contextlib.suppress(FileNotFoundError):
@@ -224,9 +229,11 @@ class _Keeping:
             store.forked()
             self._watch(store, store.poll)
         self._watch(channel, self._supervisor)
+        faults.point("keeper.listening")
         if kept.connection is not None:
             # From here on we are asked, and whoever was before is not needed.
-            kept.connection.send(_DONE)
+            with contextlib.suppress(OSError):
+                kept.connection.send(_DONE)
             kept.connection.close()
             kept.connection = None
         with contextlib.suppress(OSError):
@@ -256,7 +263,11 @@ class _Keeping:
 
     def _supervisor(self) -> None:
         """What the supervisor says; at its end, do its work of hearing."""
-        packet, descriptors, _, _ = socket.recv_fds(self._channel, _PACKET_BYTES, _DESCRIPTORS)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._channel, _PACKET_BYTES, _DESCRIPTORS)
+        except ConnectionResetError:
+            # It was killed before it had read that we are ready.
+            packet, descriptors = b"", []
         if packet:
             service, fields = json.loads(packet)
             self._kept.stores[service].told(fields, descriptors)
