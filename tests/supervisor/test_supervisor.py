@@ -262,6 +262,17 @@ def test_more_than_a_keeper_can_be_told_at_once_is_kept(engine: Engine) -> None:
         assert len(engine.ask()["stored"]) == MANY
 
 
+@pytest.mark.parametrize("line", [b"[" * 4000, b"\xff", b"{}", b"[]", b'{"op": "sing"}'])
+def test_a_request_that_is_none_is_refused_and_nothing_ends(engine: Engine, line: bytes) -> None:
+    before = control.status(engine.settings.run_dir)["pid"]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(engine.settings.run_dir / "supervisor.sock"))
+        client.sendall(line + b"\n")
+        assert json.loads(client.makefile().readline())["ok"] is False
+    assert control.status(engine.settings.run_dir)["pid"] == before
+
+
 @pytest.fixture
 def fault(engine: Engine) -> Callable[[str], None]:
     """Has the supervisor, which is started anew with fault points, killed at one of them."""

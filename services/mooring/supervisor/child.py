@@ -34,7 +34,7 @@ class State(StrEnum):
     READY = "ready"
     STOPPING = "stopping"
     WAITING = "waiting"
-    """Died too often too soon: started again at `due`."""
+    """Died too often too soon, or could not be forked: started again at `due`."""
     STOPPED = "stopped"
     IDLE = "idle"
     """Started when somebody connects to its socket."""
@@ -82,24 +82,41 @@ class Child:
         return time.monotonic() - self._born if self.pid else 0.0
 
     def start(self) -> None:
-        """Fork it. It does nothing before `recorded`."""
-        descriptors = [(name, made.fileno()) for name, made in self.listeners]
-        descriptors += self.store.items()
-        watchdog = 0.0 if self.program.command else WATCHDOG
-        gate, self._gate = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(self._gate)
-            become(self.program, descriptors, self._notify, watchdog, gate)
-        os.close(gate)
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        self.start_time = start_time(pid)
+        """Fork it; it does nothing before `recorded`. Tried again later if that can't be now."""
+        try:
+            self._fork()
+        except OSError as exc:
+            logger.warning("cannot start %s now: %s", self.name, exc)
+            self._wait(0.0, ready=False)
+            return
+        self.start_time = start_time(self.pid)
         self.state = State.STARTING
         self.status = ""
         self._born = time.monotonic()
         self._killing = False
         self.due = self._born + (_PROBE if self.program.port else READY_TIMEOUT)
+
+    def _fork(self) -> None:
+        descriptors = [(name, made.fileno()) for name, made in self.listeners]
+        descriptors += self.store.items()
+        watchdog = 0.0 if self.program.command else WATCHDOG
+        gate, opened = os.pipe()
+        pid = 0
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.close(opened)
+                become(self.program, descriptors, self._notify, watchdog, gate)
+            self.pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.close(opened)
+            if pid:
+                # It ends: it never heard that it may begin.
+                os.waitpid(pid, 0)
+            raise
+        finally:
+            os.close(gate)
+        self.pid, self._gate = pid, opened
 
     def recorded(self) -> None:
         """Whoever supervises next will find it: it may begin."""
@@ -147,7 +164,10 @@ class Child:
             return
         logger.warning("%s %s after %.1f s, starting it again", self.name, how(status), life)
         self.restarts += 1
-        pause, self._delay = pauses(self._delay, life, ready=self.state is State.READY)
+        self._wait(life, ready=self.state is State.READY)
+
+    def _wait(self, life: float, *, ready: bool) -> None:
+        pause, self._delay = pauses(self._delay, life, ready=ready)
         self.state = State.WAITING
         self.due = time.monotonic() + pause
 

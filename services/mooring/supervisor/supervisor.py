@@ -189,7 +189,8 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.start()
-        self._watch_exit(child)
+        if child.pid:
+            self._watch_exit(child)
 
     def _await_client(self, child: Child) -> None:
         """Start it when somebody connects to its socket."""
@@ -312,7 +313,7 @@ class Supervisor:
     def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             operation = json.loads(line)["op"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": "not a request: one JSON object with an op to a line"}
         if operation == "status":
             return {"ok": True, **self.describe()}

@@ -1,0 +1,33 @@
+"""A child that cannot be started for now."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+
+from mooring.supervisor.child import Child, State
+from mooring.supervisor.programs import Program
+
+
+@pytest.mark.parametrize("call", ["pipe", "fork", "pidfd_open"])
+def test_what_the_kernel_has_no_room_for_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    child = Child(Program("one"), "/nowhere", [])
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        child.start()
+        child.recorded()
+    assert (child.state, child.pid, child.start_time) == (State.WAITING, 0, 0)
+    assert child.due is not None
+    assert os.listdir("/proc/self/fd") == before
+    child.stop()
+    assert (child.state, child.due) == (State.STOPPED, None)
+    child.store.close()
