@@ -30,6 +30,21 @@ def test_a_directory_on_a_disk_gets_a_tmpfs_once(directory: Path) -> None:
     assert not os.path.ismount(directory)
 
 
+@pytest.mark.parametrize("name", ["li nk", "link"])
+def test_a_tmpfs_is_known_behind_a_link_and_by_any_name(directory: Path, name: str) -> None:
+    place = directory.with_name(f"{name}.real")
+    place.mkdir()
+    link = directory.with_name(name)
+    link.symlink_to(place)
+    rundir.mount(link / "shims")
+    assert os.path.ismount(place / "shims")
+    rundir.unmount(link / "shims")
+    mounted = os.path.ismount(place / "shims")
+    if mounted:
+        subprocess.run(["umount", "-l", place / "shims"], check=True)
+    assert not mounted
+
+
 def test_what_a_running_container_needs_stays(directory: Path) -> None:
     rundir.mount(directory)
     (directory / "c0ffee.1").mkdir()

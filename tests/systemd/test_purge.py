@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mooring.kit.config import Settings
 from mooring.systemd import purge
-
-# Not a test of a booted host, but beside them.
 
 
 def _settings(tmp_path: Path) -> Settings:
@@ -48,11 +48,54 @@ def test_nothing_is_deleted_below_a_mount_that_stays(
     assert (settings.state_dir / "node-id").exists() and settings.run_dir.exists()
 
 
+@pytest.mark.kernel
+def test_what_is_mounted_in_a_volume_is_not_deleted_behind_a_link(tmp_path: Path) -> None:
+    """rm stays on its file system, but so is what an operator has bound into a volume."""
+    settings = _settings(tmp_path)
+    for directory in (settings.state_dir, settings.run_dir):
+        directory.rename(directory.with_suffix(".real"))
+        directory.symlink_to(directory.with_suffix(".real"))
+    theirs, volume = tmp_path / "theirs", settings.state_dir / "volumes/v/_data"
+    for directory in (theirs, volume, settings.run_dir / "shims"):
+        directory.mkdir(parents=True, exist_ok=True)
+    (theirs / "letter").touch()
+    script = f"""if True:
+        import subprocess
+        from mooring.kit.config import Settings
+        from mooring.systemd import purge
+        subprocess.run(["mount", "--bind", {str(theirs)!r}, {str(volume)!r}], check=True)
+        shims = {str(settings.run_dir / "shims")!r}
+        subprocess.run(["mount", "-t", "tmpfs", "none", shims], check=True)
+        print(purge.remove_directories(Settings.model_validate_json({settings.model_dump_json()!r})))
+    """
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert [path.name for path in theirs.iterdir()] == ["letter"]
+    assert done.stdout == "[]\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_directory_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(tmp_path)
+
+    def busy(path: Path) -> None:
+        raise OSError(16, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    assert purge.remove_directories(settings) == [
+        f"[Errno 16] Device or resource busy: '{path}'"
+        for path in (settings.state_dir, settings.run_dir)
+    ]
+
+
 def test_cgroups_go_in_every_hierarchy(tmp_path: Path) -> None:
-    mounts = ""
+    mounts = b""
     for name in ("memory", "pids"):
         (tmp_path / name / "m.slice/c.service/warm.1.2").mkdir(parents=True)
-        mounts += f"1 1 0:1 / {tmp_path}/{name} rw - cgroup cgroup rw\n"
+        mounts += f"1 1 0:1 / {tmp_path}/{name} rw - cgroup cgroup rw\n".encode()
     (tmp_path / "pids/m.slice/other").mkdir()
     purge.remove_cgroups("/m.slice/c.service", mounts)
     assert not (tmp_path / "memory/m.slice").exists()

@@ -11,9 +11,11 @@ import logging
 import os
 from pathlib import Path
 
+from mooring.kit.mounts import mounts
+
 logger = logging.getLogger(__name__)
 
-_TYPE = "mooring"
+_SOURCE = "mooring"
 _MS_NOSUID, _MS_NODEV = 0x2, 0x4
 _MNT_DETACH = 0x2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +36,7 @@ def mount(directory: Path) -> None:
     directory.mkdir(mode=0o711, exist_ok=True)
     if in_memory(directory) or any(directory.glob("[!.]*")):
         return
-    arguments = (_TYPE.encode(), os.fsencode(directory), b"tmpfs", _MS_NOSUID | _MS_NODEV)
+    arguments = (_SOURCE.encode(), os.fsencode(directory), b"tmpfs", _MS_NOSUID | _MS_NODEV)
     if _libc.mount(*arguments, b"mode=711") < 0:
         logger.warning("run directories stay on disk: %s", os.strerror(ctypes.get_errno()))
 
@@ -53,5 +55,5 @@ def unmount(directory: Path) -> None:
 
 
 def _is_ours(directory: Path) -> bool:
-    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    return any((fields[0], fields[1]) == (_TYPE, str(directory)) for fields in mounts)
+    place = os.path.realpath(directory)
+    return any((mount.source, mount.path) == (_SOURCE, place) for mount in mounts())

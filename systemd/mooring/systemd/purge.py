@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mooring.kit.cgroups import mount_points
 from mooring.kit.config import Settings, parse_host
+from mooring.kit.mounts import mounts
 
 from .manager import ManagerError
 from .settings import GROUP, SHIMS, SLICE
@@ -45,15 +46,15 @@ def purge(settings: Settings, say: Say) -> None:
         raise ManagerError("not purged: " + "; ".join(left))
 
 
-def remove_cgroups(path: str, mounts: str = "") -> None:
+def remove_cgroups(path: str, mountinfo: bytes = b"") -> None:
     """Remove the empty cgroups at and below `path` in every hierarchy, and an empty one above.
 
     On version 2 systemd has done it; the controllers of version 1 are not all its affair.
-    mounts: the text of /proc/self/mountinfo.
+    mountinfo: the text of /proc/self/mountinfo.
     """
     if not path.strip("/"):
         return
-    for mount_point in mount_points(mounts or Path("/proc/self/mountinfo").read_text()):
+    for mount_point in mount_points(mountinfo):
         root = f"{mount_point}{path.rstrip('/')}"
         for folder, _, _ in os.walk(root, topdown=False):
             with contextlib.suppress(OSError):
@@ -93,19 +94,22 @@ def _remove_empty(directory: Path) -> list[str]:
         return []
     if names := sorted(os.listdir(directory)):
         return [f"{directory}/{name} is not the engine's" for name in names]
-    if not os.path.ismount(directory):
-        directory.rmdir()
+    try:
+        if not os.path.ismount(directory):
+            directory.resolve().rmdir()
+        if directory.is_symlink():
+            directory.unlink()
+    except OSError as exc:
+        return [str(exc)]
     return []
 
 
 def _mounts_below(settings: Settings) -> Iterator[str]:
     """Mount points below the two directories, the last one made first."""
-    roots = tuple(f"{path}/" for path in (settings.state_dir, settings.run_dir))
-    for line in reversed(Path("/proc/self/mountinfo").read_bytes().splitlines()):
-        # Spaces and the like are octal there, see proc(5).
-        path = os.fsdecode(line.split(b" ")[4].decode("unicode_escape").encode("latin-1"))
-        if path.startswith(roots):
-            yield path
+    roots = tuple(f"{path.resolve()}/" for path in (settings.state_dir, settings.run_dir))
+    for mount in reversed(mounts()):
+        if mount.path.startswith(roots):
+            yield mount.path
 
 
 def _unmount(settings: Settings) -> None:
