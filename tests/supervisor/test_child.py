@@ -26,7 +26,7 @@ def test_what_the_kernel_has_no_room_for_is_started_later(
         child.start()
         child.recorded()
     assert (child.state, child.pid, child.start_time) == (State.WAITING, 0, 0)
-    assert child.due is not None
+    assert (child.due or 0) > 0
     assert os.listdir("/proc/self/fd") == before
     child.stop()
     assert (child.state, child.due) == (State.STOPPED, None)

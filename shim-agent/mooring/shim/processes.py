@@ -13,8 +13,8 @@ from .stdio import NAMES, Recorder
 
 TIOCSWINSZ = 0x5414
 NOT_EXECUTED = 249
-_FORK = "fork "
 """The exit code of a process that was to become the container's init and never did."""
+_FORK = "fork "
 NULL = 0
 """The shim's descriptors 0 to 2 are /dev/null."""
 

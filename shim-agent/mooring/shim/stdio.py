@@ -285,8 +285,8 @@ class Output:
             # A pty whose other side is closed for now is opened again by anyone who opens the
             # terminal: at its edges, the hang-up is told once instead of for ever.
             self._loop.watch(self.source, READ | EDGE, self._terminal_ready)
-            return
-        self._loop.watch(self.source, READ, self._pipe_ready)
+        else:
+            self._loop.watch(self.source, READ, self._pipe_ready)
         if self._lane_used:
             # What had no room when it was read.
             self._empty_lane()
@@ -355,7 +355,7 @@ class Output:
             self._take(self.outlet, size)
 
     def _terminal_ready(self, events: int) -> None:
-        while self._recorder.error is None and self.source >= 0:
+        while not self._recorder.waiting and self.source >= 0:
             more = self._fill()
             size = self._bytes_in(self.outlet)
             if size:
