@@ -14,6 +14,7 @@ from mooring.shim.beginning import PREPARED, Beginnings
 from mooring.shim.execs import Exec
 from mooring.shim.logread import LogReader
 from mooring.shim.loop import Loop
+from tests.descriptors import descriptors
 
 RUNNING: Any = None
 
@@ -30,6 +31,10 @@ class Machine:
 
     def go(self) -> None:
         self.told = True
+
+    def executed(self) -> bool:
+        os.close(self.channel)
+        return False
 
     def abandon(self) -> None:
         assert not self.told
@@ -120,6 +125,25 @@ def test_one_that_nobody_starts_is_taken_back(
     assert bench.beginnings.prepared == set()
 
 
+def test_one_that_nobody_starts_is_taken_back_also_while_others_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginning, "PREPARED_SECONDS", 0.0)
+    bench.beginnings.prepare("e1", bench.request("true"))
+    monkeypatch.setattr(beginning, "PREPARED_SECONDS", 60.0)
+    bench.beginnings.prepare("e2", bench.request("true"))
+    bench.turn(0.001)
+    first, second = bench.oci.machines
+    assert first.abandoned and not second.abandoned
+
+
+def test_one_that_was_started_is_not_waited_for(bench: Bench) -> None:
+    bench.beginnings.prepare("e", bench.request("true"))
+    bench.begin("e", bench.request("true"))
+    # A shim that has nothing to do sleeps.
+    assert not bench.loop._timers
+
+
 def test_one_that_dies_is_taken_back_and_the_start_makes_another(bench: Bench) -> None:
     bench.beginnings.prepare("e", bench.request("true"))
     bench.oci.machines[0].die()
@@ -146,11 +170,58 @@ def test_what_a_machine_cannot_do_is_not_prepared(bench: Bench) -> None:
 
 
 def test_nothing_stays_open_of_what_is_taken_back(bench: Bench) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     bench.beginnings.prepare("e", bench.request("true"))
     bench.beginnings.abandon()
     os.close(bench.oci.machines[0]._end)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() <= before
+
+
+def no_room(*_: object) -> None:
+    raise BlockingIOError("no room for another process")
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_an_exec_for_which_there_is_no_helper_fails_and_leaves_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, possible: bool
+) -> None:
+    monkeypatch.setattr(beginning, "Helper", no_room)
+    bench.oci.possible = possible
+    before = descriptors()
+    answers: list[dict[str, Any]] = []
+    try:
+        bench.begin("e", bench.request("true")).when_started(answers.append)
+    except BlockingIOError as error:
+        answers.append({"error": str(error)})
+    for machine in bench.oci.machines:
+        machine.die()
+        bench.turn()
+        os.close(machine.pidfd)
+    assert "no room" in str(answers)
+    assert descriptors() <= before
+    assert not (tmp_path / "execs/e").exists()
+
+
+def test_an_exec_that_cannot_be_recorded_fails_and_leaves_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exec, "record", no_room)
+    before = descriptors()
+    with pytest.raises(BlockingIOError):
+        bench.begin("e", bench.request("true"))
+    assert bench.oci.machines[0].abandoned
+    bench.oci.machines[0].die()
+    assert descriptors() <= before
+    assert not (tmp_path / "execs/e").exists()
+
+
+def test_an_exec_whose_filter_is_gone_fails_and_leaves_nothing(bench: Bench) -> None:
+    before = descriptors()
+    request = bench.request("true", seccomp="/no/such.bpf")
+    for begin in (bench.beginnings.prepare, bench.begin):
+        with pytest.raises(FileNotFoundError):
+            begin("e", request)
+    assert descriptors() <= before
 
 
 def test_who_reads_an_exec_that_was_undone_reads_what_it_prints_in_the_end(

@@ -11,7 +11,7 @@ from .loop import READ
 from .packets import parse
 from .processes import Streams, fork_mark
 from .record import fault
-from .warm import read
+from .warm import read, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,12 +37,16 @@ _WORKING = ("process", "tty", "stdin", "output", "seccomp", "console_size")
 class _Prepared:
     """A machine that waits in the container with its streams, and what it was made for."""
 
-    __slots__ = ("entering", "fields", "streams")
+    __slots__ = ("entering", "expire", "fields", "streams")
 
-    def __init__(self, fields: Fields, streams: Streams, entering: Entering) -> None:
+    def __init__(
+        self, fields: Fields, streams: Streams, entering: Entering, expire: Callable[[], None]
+    ) -> None:
         self.fields = fields
         self.streams = streams
         self.entering = entering
+        self.expire = expire
+        """Called when nobody has started it in time."""
 
 
 class Beginnings:
@@ -64,16 +68,19 @@ class Beginnings:
         """Make the machine of an exec that is likely to be started soon."""
         if ident in self._prepared or len(self._prepared) >= PREPARED:
             return
-        streams = _streams(request)
-        entering = self._enter(request, streams, early=True)
+        streams, entering = self._make(request, early=True)
         if entering is None:
             streams.close()
             return
-        self._prepared[ident] = _Prepared(_working(request), streams, entering)
+
+        def expire() -> None:
+            self._abandon(ident)
+
+        self._prepared[ident] = _Prepared(_working(request), streams, entering, expire)
         # A step may have failed. Or it is killed with the container's init, which does not end
         # before its dead are buried.
-        self._loop.watch(entering.channel, READ, lambda _: self._abandon(ident))
-        self._loop.later(PREPARED_SECONDS, self.abandon)
+        self._loop.watch(entering.channel, READ, lambda _: expire())
+        self._loop.later(PREPARED_SECONDS, expire)
 
     @property
     def prepared(self) -> set[int]:
@@ -81,8 +88,7 @@ class Beginnings:
         return {prepared.entering.pid for prepared in self._prepared.values()}
 
     def abandon(self) -> None:
-        """Nobody has started, in time, what was prepared."""
-        self._loop.never(self.abandon)
+        """Nobody is to start what was prepared."""
         for ident in list(self._prepared):
             self._abandon(ident)
 
@@ -132,41 +138,50 @@ class Beginnings:
             self._loop.forget(entering.channel)
             if entering.executed():
                 done({"pid": entering.pid}, [entering.pidfd])
-            else:
+                return
+            try:
                 help_it()
+            except OSError as error:
+                # No room for a process more is no reason for this one to end.
+                done(refused(error), [])
 
         try:
             entry.open(bool(request.get("output", True)))
-            if entering is not None:
+            if entering is None:
+                help_it()
+            else:
                 unexecuted = self._oci.UNEXECUTED
                 hand_over(entering.pid, unexecuted, [entering.pidfd], entering.go)
         except BaseException:
             if entering is not None:
                 entering.abandon()
             streams.close()
+            entry.discard()
             raise
-        if entering is None:
-            help_it()
-        else:
+        if entering is not None:
             self._loop.watch(entering.channel, READ, entered)
 
     def _machine(self, ident: str, request: Fields) -> tuple[Streams, Entering | None]:
         prepared = self._prepared.get(ident)
         if prepared is not None:
             if prepared.fields == _working(request):
-                del self._prepared[ident]
-                self._loop.forget(prepared.entering.channel)
+                self._take(ident)
                 return prepared.streams, prepared.entering
             self._abandon(ident)
-        streams = _streams(request)
-        return streams, self._enter(request, streams)
+        return self._make(request)
 
-    def _enter(self, request: Fields, streams: Streams, *, early: bool = False) -> Entering | None:
-        filter_ = self._filter(request)
-        entering: Entering | None = self._oci.enter(
-            self._running(), request["process"], streams.child, filter_, early=early
-        )
-        return entering
+    def _make(self, request: Fields, *, early: bool = False) -> tuple[Streams, Entering | None]:
+        wants_output = bool(request.get("output", True))
+        streams = Streams(bool(request["tty"]), bool(request.get("stdin")), wants_output)
+        try:
+            filter_ = self._filter(request)
+            entering: Entering | None = self._oci.enter(
+                self._running(), request["process"], streams.child, filter_, early=early
+            )
+        except BaseException:
+            streams.close()
+            raise
+        return streams, entering
 
     def _work(self, request: Fields, streams: Streams) -> Callable[[Ask], Result]:
         """What a helper does instead of a machine."""
@@ -199,15 +214,15 @@ class Beginnings:
         return read(path) if path else None
 
     def _abandon(self, ident: str) -> None:
-        prepared = self._prepared.pop(ident)
-        self._loop.forget(prepared.entering.channel)
+        prepared = self._take(ident)
         prepared.entering.abandon()
         prepared.streams.close()
 
-
-def _streams(request: Fields) -> Streams:
-    wants_output = bool(request.get("output", True))
-    return Streams(bool(request["tty"]), bool(request.get("stdin")), wants_output)
+    def _take(self, ident: str) -> _Prepared:
+        prepared = self._prepared.pop(ident)
+        self._loop.forget(prepared.entering.channel)
+        self._loop.never(prepared.expire)
+        return prepared
 
 
 def _named(fds: list[int]) -> dict[str, int]:
