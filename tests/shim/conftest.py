@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .harness import Launcher
+from .harness import Container, Launcher, Run
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +17,21 @@ def launcher() -> Iterator[Launcher]:
     started = Launcher()
     yield started
     started.close()
+
+
+@pytest.fixture
+def run(launcher: Launcher, tmp_path: Path) -> Iterator[Run]:
+    """Start containers that are ended with the test."""
+    containers: list[Container] = []
+
+    def start(*args: str, **fields: Any) -> Container:
+        name = str(len(containers))
+        containers.append(Container(launcher, tmp_path / name, list(args), **fields))
+        return containers[-1]
+
+    yield start
+    for container in containers:
+        container.__exit__()
 
 
 @pytest.fixture

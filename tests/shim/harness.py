@@ -160,6 +160,15 @@ class Container:
         os.close(self.pidfd)
 
 
+Run = Callable[..., Container]
+"""Starts one that is ended with the test, see conftest."""
+
+
+def shell(run: Run, script: str, **fields: Any) -> Container:
+    """A container that runs a script."""
+    return run("sh", "-c", script, **fields)
+
+
 class Client:
     """What an agent does: packets to a shim, answers and events back."""
 

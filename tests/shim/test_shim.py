@@ -1,4 +1,4 @@
-"""A shim and its container: streams, signals, execs, the end. Real processes, no namespaces."""
+"""A shim and its container: streams, signals, the end. Real processes, no namespaces."""
 
 from __future__ import annotations
 
@@ -7,36 +7,9 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from mooring.shim.logread import LogReader
-
-from .harness import Container, Launcher, alive, eventually, everything, output
-
-Run = Callable[..., Container]
-
-
-@pytest.fixture
-def run(launcher: Launcher, tmp_path: Path) -> Any:
-    """Start containers that are ended with the test."""
-    containers: list[Container] = []
-
-    def start(*args: str, **fields: Any) -> Container:
-        name = str(len(containers))
-        containers.append(Container(launcher, tmp_path / name, list(args), **fields))
-        return containers[-1]
-
-    yield start
-    for container in containers:
-        container.__exit__()
-
-
-def shell(run: Run, script: str, **fields: Any) -> Container:
-    return run("sh", "-c", script, **fields)
+from .harness import Container, Launcher, Run, alive, eventually, everything, shell
 
 
 def test_output_and_exit_code_are_recorded(run: Run) -> None:
@@ -376,137 +349,6 @@ def test_updates_and_stats_go_to_the_cgroup(run: Run) -> None:
 def test_timings_name_the_steps(run: Run) -> None:
     timings = run("true", timings=True).answer["timings"]
     assert {"shim.prepare", "fake", "shim.start"} <= timings.keys()
-
-
-class TestExecs:
-    def process(self, script: str, **fields: Any) -> dict[str, Any]:
-        return {"args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/usr/bin:/bin"], **fields}
-
-    def log(self, container: Container, name: str) -> LogReader:
-        return LogReader(str(container.directory / "execs" / name / "log"))
-
-    def test_output_input_and_exit_code(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        process = self.process("cat; echo err >&2; exit 4")
-        pid = client.ask("exec", exec="e1", process=process, tty=False, stdin=True, output=True)
-        assert client.ask("exec", exec="e1", process=process, tty=False, stdin=True) | {
-            "id": 0
-        } == pid | {"id": 0}
-        answer = client.ask("stdin", b"in", session="s", offset=0, eof=True, exec="e1")
-        assert (answer["offset"], answer["closed"]) == (2, True)
-        event = client.event("exec_exit")
-        assert event == {"event": "exec_exit", "exec": "e1", "exit_code": 4, "pid": pid["pid"]}
-        reader = self.log(container, "e1")
-        assert (output(reader, 1), output(reader, 2)) == (b"in", b"err\n")
-        record = json.loads((container.directory / "execs/e1/exit.json").read_text())
-        assert (record["exit_code"], record["exec"]) == (4, "e1")
-        assert client.ask("hello")["execs"][0]["exit_code"] == 4
-        assert client.ask("exec_forget", exec="e1")["ok"] is True
-        assert client.ask("exec_forget", exec="e1")["ok"] is True
-        assert not (container.directory / "execs/e1").exists()
-        assert client.ask("hello")["execs"] == []
-
-    def test_one_that_is_not_there_says_so_with_its_code(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        error = client.ask("exec", exec="e", process={"args": ["/nope"]}, tty=False)["error"]
-        assert (error["exit_code"], error["kind"]) == (127, "invalid_parameter")
-        assert os.listdir(container.directory / "execs") == []
-
-    @pytest.mark.parametrize("name", ["", "..", "a/b"])
-    def test_its_id_is_one_name(self, run: Run, name: str) -> None:
-        client = run("sleep", "100").client()
-        answer = client.ask("exec", exec=name, process={}, tty=False)
-        assert answer["error"]["kind"] == "invalid_parameter"
-
-    def test_with_a_terminal(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        process = self.process("stty size; read a; stty size", terminal=True)
-        client.ask("exec", exec="t", process=process, tty=True, stdin=True, console_size=[10, 20])
-        eventually(lambda: output(self.log(container, "t")) == b"10 20\r\n")
-        client.ask("resize", exec="t", rows=30, columns=40)
-        client.ask("stdin", b"\n", session="s", offset=0, exec="t")
-        client.event("exec_exit")
-        assert output(self.log(container, "t")) == b"10 20\r\n\r\n30 40\r\n"
-
-    def test_without_output_there_is_no_log(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        client.ask("exec", exec="q", process=self.process("echo x"), tty=False, output=False)
-        client.event("exec_exit")
-        assert sorted(os.listdir(container.directory / "execs/q")) == ["exec.json", "exit.json"]
-
-    def test_watching_its_output(self, run: Run) -> None:
-        client = run("sleep", "100").client()
-        client.ask("exec", exec="w", process=self.process("cat"), tty=False, stdin=True)
-        client.ask("watch_log", after=17, exec="w")
-        client.ask("stdin", b"data", session="s", offset=0, exec="w")
-        assert client.event("log") == {"event": "log", "exec": "w", "end": 17 + 20}
-
-    def test_what_it_leaves_in_the_background_does_not_hold_its_end_up(self, run: Run) -> None:
-        client = run("sleep", "100").client()
-        client.ask("exec", exec="b", process=self.process("sleep 1000 & echo up"), tty=False)
-        assert client.event("exec_exit")["exit_code"] == 0
-
-    def test_a_reader_that_does_not_read_holds_its_output_back(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        flood = self.process("head -c 80000000 /dev/zero; echo done >&2")
-        client.ask("exec", exec="f", process=flood, tty=False)
-        reader = self.log(container, "f")
-        bound = 64 << 20
-        eventually(lambda: reader.end() > bound)
-        assert client.ask("hello")["execs"][0]["log_end"] < bound + (2 << 20)
-        received, offset = 0, 0
-        while True:
-            data = reader.read(offset, 1 << 20)
-            if data:
-                offset += len(data)
-                received += len(data)
-                client.ask("exec_trim", exec="f", offset=offset)
-            elif any(e["event"] == "exec_exit" for e in client.events) and offset == reader.end():
-                break
-            else:
-                client.ask("hello")
-        assert received > 80_000_000
-        assert sum(p.stat().st_size for p in container.directory.glob("execs/f/log/*.log")) < 9e6
-
-    def test_one_that_nobody_reads_any_more_runs_on(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        flood = self.process("head -c 200000000 /dev/zero")
-        client.ask("exec", exec="f", process=flood, tty=False)
-        client.ask("exec_trim", exec="f", offset=1 << 62)
-        assert client.event("exec_exit")["exit_code"] == 0
-        assert sum(p.stat().st_size for p in container.directory.glob("execs/f/log/*.log")) < 9e6
-
-    def test_the_end_of_the_container_is_theirs(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        client.ask("exec", exec="l", process=self.process("echo up; exec sleep 1000"), tty=False)
-        eventually(lambda: output(self.log(container, "l")) == b"up\n")
-        os.kill(client.ask("hello")["execs"][0]["pid"], 9)
-        client.ask("kill", signal=9)
-        assert client.event("exec_exit")["exit_code"] == 137
-        assert client.event("exit")["exit_code"] == 137
-
-    def test_many_at_once(self, run: Run) -> None:
-        container = run("sleep", "100")
-        client = container.client()
-        idents = [
-            client.tell(
-                "exec", exec=f"m{n}", process=self.process(f"echo {n}; exit {n}"), tty=False
-            )
-            for n in range(20)
-        ]
-        assert all(client.answer(ident)["pid"] for ident in idents)
-        ended = {e["exec"]: e["exit_code"] for e in (client.event("exec_exit") for _ in range(20))}
-        assert ended == {f"m{n}": n for n in range(20)}
-        assert [output(self.log(container, f"m{n}")) for n in range(20)] == [
-            b"%d\n" % n for n in range(20)
-        ]
 
 
 def test_an_agent_that_never_reads_does_not_stop_the_shim(run: Run) -> None:
