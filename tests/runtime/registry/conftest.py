@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,8 +18,16 @@ from mooring.kit.nats_protocol import Msg
 from mooring.kit.store import Bucket
 from mooring.runtime.images.registry.service import RegistryService
 from mooring.runtime.images.service import ImageService
+from tests.runtime.images.archives import Entry, Image, digest, layer
 
 from .fake import Registry, serving
+
+BASE = layer([Entry("bin/", "dir"), Entry("bin/sh", data=b"shell", mode=0o755)])
+TOP = layer([Entry("etc/motd", data=b"hello")])
+BULKY = layer([Entry("var/bulk", data=os.urandom(3 << 20))])
+BULKY_BLOB = digest(gzip.compress(BULKY, 1, mtime=0))
+"""As a registry has it."""
+IMAGE = Image([BASE, TOP], config={"Cmd": ["sh"]})
 
 
 class Host:
@@ -48,6 +58,11 @@ class Host:
     def request(self, reference: str, **more: object) -> PullImage:
         values = {"reference": reference, "request_id": self.bus.new_id(), **more}
         return PullImage.model_validate(values)
+
+    async def pull(self, registry: Registry, what: str = "app:1", **more: object) -> list[str]:
+        """Pull from a registry; what it says in the end."""
+        done = await self.registries.pull(self.request(f"{registry.address}/{what}", **more))
+        return [message["status"] for message in done.messages]
 
     def watch(self) -> tuple[str, list[str]]:
         """A progress subject, and the texts of what is said there."""
