@@ -21,6 +21,7 @@ from mooring.kit.models.host import (
     HostContainer,
     HostExec,
     HostKill,
+    HostPolicy,
     HostStart,
     HostStarted,
     HostStop,
@@ -30,6 +31,7 @@ from mooring.kit.models.host import (
     RunTruth,
 )
 from mooring.kit.models.image import RemoveLayers
+from mooring.kit.models.update import HostUpdate, HostUpdated
 from mooring.kit.models.volume import (
     MeasureVolumes,
     PrepareVolumes,
@@ -73,6 +75,7 @@ class FakeHost:
     prepared_execs: list[HostExec] = field(default_factory=list)
     refusal: EngineError | None = None
     volumes: set[str] = field(default_factory=set)
+    limits: dict[str, int] = field(default_factory=dict)
     volume_refusal: EngineError | None = None
     failure: HostStarted | None = None
     reports: int = 0
@@ -89,6 +92,7 @@ class FakeHost:
             (subjects.runtime(self.node, subjects.RUNTIME_RELEASE), HostContainer, self.release),
             (subjects.runtime(self.node, subjects.RUNTIME_REMOVE), HostContainer, self.remove),
             (subjects.runtime(self.node, subjects.RUNTIME_SIZE), HostContainer, self.size),
+            (subjects.runtime(self.node, subjects.RUNTIME_UPDATE), HostUpdate, self.update),
             (
                 subjects.runtime(self.node, subjects.RUNTIME_VOLUME_PREPARE),
                 PrepareVolumes,
@@ -113,6 +117,7 @@ class FakeHost:
             (subjects.agent(self.node, subjects.AGENT_KILL), HostKill, self.kill),
             (subjects.agent(self.node, subjects.AGENT_PAUSE), HostContainer, self.pause),
             (subjects.agent(self.node, subjects.AGENT_UNPAUSE), HostContainer, self.unpause),
+            (subjects.agent(self.node, subjects.AGENT_POLICY), HostPolicy, self.policy),
             (subjects.agent(self.node, subjects.AGENT_EXEC_PREPARE), HostExec, self.prepare_exec),
             (subjects.agent(self.node, subjects.AGENT_EXEC_START), HostExec, self.exec),
             (subjects.agent(self.node, subjects.AGENT_REPORT), Request, self.report),
@@ -169,6 +174,11 @@ class FakeHost:
         """Every container has written as much."""
         return ContainerSize(size_rw=4096, size_root_fs=1 << 20)
 
+    async def update(self, request: HostUpdate) -> HostUpdated:
+        """Give a run its limits."""
+        self.limits[request.id] = request.host_config.memory
+        return HostUpdated()
+
     async def prepare_volumes(self, request: PrepareVolumes) -> Done:
         """Make volumes, unless `volume_refusal` is set."""
         if self.volume_refusal is not None:
@@ -223,6 +233,10 @@ class FakeHost:
     async def unpause(self, request: HostContainer) -> Done:
         """Thaw."""
         self.runs[request.id].paused = False
+        return Done()
+
+    async def policy(self, request: HostPolicy) -> Done:
+        """Nothing restarts by itself here."""
         return Done()
 
     async def prepare_exec(self, request: HostExec) -> Done:

@@ -11,9 +11,10 @@ import pytest
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
-from mooring.kit.errors import Unavailable
+from mooring.kit.errors import InvalidParameter, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
+    HostConfig,
     KillContainer,
     NameRecord,
     RenameContainer,
@@ -21,8 +22,9 @@ from mooring.kit.models.container import (
     StopContainer,
 )
 from mooring.kit.models.exec import CreateExec, ExecConfig, ExecCreated, ExecStarted, StartExec
-from mooring.kit.models.host import NodeRecord
+from mooring.kit.models.host import HostStarted, NodeRecord
 from mooring.kit.models.image import AddImage, ImageRemoved, RemoveImage
+from mooring.kit.models.update import ContainerUpdated, UpdateContainer
 from mooring.kit.store import key_for
 from tests.fakes import FakeHost
 from tests.forks import Forker
@@ -42,6 +44,8 @@ POINTS = [
     "exec.hosted",
     "pause.hosted",
     "unpause.hosted",
+    "update.hosted",
+    "update.recorded",
     "stop.claimed",
     "stop.hosted",
     "stop.recorded",
@@ -67,6 +71,7 @@ EXPECTED = [
     "exec_die",
     "pause",
     "unpause",
+    "update",
     "kill",
     "die",
     "stop",
@@ -157,6 +162,13 @@ async def live_through_everything(client: Client, host: FakeHost) -> str:
     await client.events(5)
     await client.ask(subjects.CONTAINER_PAUSE, "web")
     await client.ask(subjects.CONTAINER_UNPAUSE, "web")
+    limits = HostConfig(memory=64 << 20)
+    await bus.request(
+        subjects.CONTAINER_UPDATE,
+        UpdateContainer(container="web", host_config=limits),
+        ContainerUpdated,
+    )
+    assert host.limits == {container: 64 << 20}
     await bus.request(subjects.CONTAINER_RESTART, StopContainer(container="web"), Done)
     await bus.request(subjects.CONTAINER_RENAME, RenameContainer(container="web", name="db"), Done)
     await bus.request(subjects.CONTAINER_KILL, KillContainer(container="db"), Done)
@@ -205,6 +217,28 @@ async def test_a_start_whose_client_died_too_is_finished(
         await client.until(container, State.EXITED)
         assert await client.actions(5) == ["create", "start", "kill", "die", "stop"]
         assert process.deaths == 2
+
+
+async def test_a_container_that_could_not_be_started_is_cleared_away_whatever_dies(
+    bus: Bus, settings: Settings, forks: Forker, host: FakeHost
+) -> None:
+    process = Process(settings, forks)
+    client = Client(bus)
+    host.failure = HostStarted(error="no such file", exit_code=127)
+    async with running(process):
+        await bus.request(
+            subjects.IMAGE_ADD, AddImage(image=image(), references=["bb"], action=""), Done
+        )
+        await joined(bus)
+        container = await client.create("web", auto_remove=True)
+        process.arm("start.refused")
+        with pytest.raises(InvalidParameter, match="no such file"):
+            await client.start("web")
+        await asyncio.wait_for(process.died.wait(), 10)
+        async with asyncio.timeout(20):
+            await host.until_removed(container)
+        assert await client.actions(2) == ["create", "destroy"]
+    assert process.deaths == 1
 
 
 @pytest.mark.parametrize("point", ["decided", "tagged", "deleted", "published"])

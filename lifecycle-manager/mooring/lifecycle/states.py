@@ -175,7 +175,9 @@ def start_given_up(record: ContainerRecord, run: int, claim: Claim) -> Container
 
 def repeated_refusal(record: ContainerRecord) -> EngineError | None:
     """What to answer when a start that had been refused is asked for again."""
-    if record.error and record.state in (State.CREATED, State.EXITED) and record.pid == 0:
+    # One with --rm is removed by the refusal itself.
+    at_rest = record.state in (State.CREATED, State.EXITED, State.REMOVED)
+    if record.error and at_rest and record.pid == 0:
         if record.exit_code in (126, 127):
             return InvalidParameter(record.error)
         if record.exit_code == FAILED_START:
