@@ -162,6 +162,15 @@ class Engine:
             raise AssertionError(f"docker {args}: {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
+    def retried(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """A command sent until the engine took it: what a user does when it was killed under it."""
+
+        def once() -> subprocess.CompletedProcess[str] | None:
+            done = self.docker(*args, check=False)
+            return done if done.returncode == 0 else None
+
+        return until(" ".join(args), once)  # type: ignore[no-any-return]
+
     def out(self, *args: str, stdin: str | None = None) -> str:
         """What a docker command printed on stdout, without the last newline."""
         return self.docker(*args, stdin=stdin).stdout.rstrip("\n")
@@ -274,6 +283,24 @@ class Engine:
     def configured(self) -> Settings:
         """As far as it follows from its folders."""
         return load({"state_dir": self.state, "run_dir": self.run}, environ={})
+
+    def links(self) -> list[str]:
+        """The links of its networks; other engines come and go on the same host."""
+        return [text for text in kernel_leftovers(self) if text.startswith("link")]
+
+    def arm(self, point: str) -> None:
+        """Have the service that comes to a fault point killed there."""
+        (self.run / "faults").mkdir(exist_ok=True)
+        (self.run / "faults" / point).touch()
+
+    def disarm(self) -> None:
+        """Nothing is killed at any point any more."""
+        for path in (self.run / "faults").glob("*"):
+            path.unlink()
+
+    def fired(self, point: str) -> bool:
+        """Whether a service was killed at a point that was armed."""
+        return not (self.run / "faults" / point).exists()
 
     def cgroups(self) -> list[Path]:
         """What there is of this engine's own cgroup: nothing, after its last container."""

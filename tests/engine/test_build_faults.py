@@ -242,9 +242,7 @@ def test_a_download_ends_with_its_build_and_has_to_be_whole(engine: Engine, cont
 def test_a_builder_that_is_killed_leaves_nothing(engine: Engine, context: Path, point: str) -> None:
     text = f"FROM bb\nENV P={point}\nCOPY one /\nRUN echo x > /y\n"
     before = set(engine.out("images", "-aq").split())
-    faults = engine.run / "faults"
-    faults.mkdir(exist_ok=True)
-    (faults / point).touch()
+    engine.arm(point)
     done = build(engine, context, text, check=False)
     assert done.returncode != 0
     assert "was restarted" in done.stdout + done.stderr

@@ -45,7 +45,6 @@ for name in names:
 @pytest.fixture(scope="module")
 def named() -> Iterator[Engine]:
     with engine(*OPTIONS) as made:
-        (made.run / "faults").mkdir()
         made.docker("network", "create", "--subnet", "10.253.13.0/24", "front")
         yield made
         made.remove_all()
@@ -241,9 +240,9 @@ def test_queries_are_answered_through_every_kill(docker: Engine) -> None:
 )
 def test_a_start_that_is_killed_while_it_joins_is_done_again(docker: Engine, point: str) -> None:
     run(docker, "web")
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     run(docker, "cli")
-    assert not (docker.run / "faults" / point).exists()
+    assert docker.fired(point)
     assert finds(docker, "cli", "web") and finds(docker, "web", "cli")
 
 

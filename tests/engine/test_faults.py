@@ -40,16 +40,6 @@ def docker(faulty: Engine) -> Iterator[Engine]:
     assert not left, f"{left}\n{faulty.logs()[-5000:]}"
 
 
-def retried(docker: Engine, *args: str) -> subprocess.CompletedProcess[str]:
-    """A command sent until the engine took it: what a user does when it was killed under it."""
-
-    def once() -> subprocess.CompletedProcess[str] | None:
-        done = docker.docker(*args, check=False)
-        return done if done.returncode == 0 else None
-
-    return until(" ".join(args), once)  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, service: str) -> None:
     made = docker.out("run", "-d", "--name", "count", "bb", "sh", "-c", COUNTER.format(n=200))
@@ -68,7 +58,7 @@ def test_a_killed_service_costs_no_output_exit_code_or_event(docker: Engine, ser
     assert numbers(out) == list(range(1, 201))
     actions = docker.actions(made)
     assert actions == ["create", "start", "die"]
-    retried(docker, "rm", "-f", "started", "other")
+    docker.retried("rm", "-f", "started", "other")
 
 
 @pytest.mark.parametrize("service", SERVICES)

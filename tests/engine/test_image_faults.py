@@ -27,7 +27,6 @@ SIZE = 12 << 20
 @pytest.fixture(scope="module")
 def e() -> Iterator[Engine]:
     with engine("--set", "faults=true") as made:
-        (made.run / "faults").mkdir(exist_ok=True)
         yield made
 
 
@@ -115,10 +114,10 @@ def test_a_worker_killed_at_this_point_leaves_a_store_that_is_sound(
     e.docker("load", "-i", str(archive))
     e.docker("rmi", "large:1")
     old = e.pids()["runtime"]
-    (e.run / "faults" / point).touch()
+    e.arm(point)
     e.docker("load", "-i", str(archive), check=False)
     e.docker("rmi", "large:1", check=False)
-    until("the worker died", lambda: not (e.run / "faults" / point).exists())
+    until("the worker died", lambda: e.fired(point))
     e.back("runtime", old)
     e.docker("load", "-i", str(archive))
     assert_sound(e)
@@ -152,7 +151,7 @@ def test_a_save_goes_on_at_the_byte_when_the_worker_is_killed(e: Engine, archive
 def test_a_container_is_not_left_paused_when_its_commit_is_killed(e: Engine) -> None:
     e.docker("run", "-d", "--name", "box", "bb", "sleep", "1000")
     old = e.pids()["runtime"]
-    (e.run / "faults" / "runtime.commit.paused").touch()
+    e.arm("runtime.commit.paused")
     e.docker("commit", "box", "never", check=False)
     e.back("runtime", old)
     e.in_state("box", "running")

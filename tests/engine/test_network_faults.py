@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .harness import SERVICES, Engine, engine, kernel_leftovers, until
+from .harness import SERVICES, Engine, engine, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.fault]
 
@@ -20,36 +20,18 @@ pytestmark = [pytest.mark.kernel, pytest.mark.fault]
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[Engine]:
     with engine("--set", "faults=true") as made:
-        (made.run / "faults").mkdir(exist_ok=True)
         yield made
 
 
 @pytest.fixture
 def docker(faulty: Engine) -> Iterator[Engine]:
     yield faulty
-    for path in (faulty.run / "faults").iterdir():
-        path.unlink()
+    faulty.disarm()
     until("the API answers", faulty.answers)
     faulty.remove_all()
-    retried(faulty, "network", "prune", "-f")
+    faulty.retried("network", "prune", "-f")
     until("no lease is left", lambda: not faulty.held(), 75)
-    until("no link is left", lambda: not links(faulty))
-
-
-def arm(docker: Engine, point: str) -> None:
-    (docker.run / "faults" / point).touch()
-
-
-def fired(docker: Engine, point: str) -> bool:
-    return not (docker.run / "faults" / point).exists()
-
-
-def links(docker: Engine) -> list[str]:
-    return [text for text in kernel_leftovers(docker) if text.startswith("link")]
-
-
-def retried(docker: Engine, *args: str) -> None:
-    until(" ".join(args), lambda: docker.docker(*args, check=False).returncode == 0)
+    until("no link is left", lambda: not faulty.links())
 
 
 def on(docker: Engine, container: str) -> set[str]:
@@ -73,11 +55,11 @@ REWIRE = ("lifecycle.rewire.claimed", "lifecycle.rewire.hosted", "lifecycle.rewi
 
 @pytest.mark.parametrize("point", CREATE)
 def test_a_network_is_created_once_through_a_kill(docker: Engine, point: str) -> None:
-    arm(docker, point)
+    docker.arm(point)
     made = docker.out("network", "create", "mine")
-    assert fired(docker, point)
+    assert docker.fired(point)
     assert docker.out("network", "ls", "-q", "--filter", "name=mine") == made[:12]
-    assert links(docker) == [f"link br-{made[:12]}"]
+    assert docker.links() == [f"link br-{made[:12]}"]
     docker.docker("run", "--rm", "--network", "mine", "bb", "true")
     created = docker.events(type="network", network=made, event="create")
     assert len(created) == 1
@@ -86,10 +68,10 @@ def test_a_network_is_created_once_through_a_kill(docker: Engine, point: str) ->
 @pytest.mark.parametrize("point", REMOVE)
 def test_a_network_is_removed_through_a_kill(docker: Engine, point: str) -> None:
     made = docker.out("network", "create", "mine")
-    arm(docker, point)
+    docker.arm(point)
     docker.docker("network", "rm", "mine")
-    assert fired(docker, point)
-    assert not links(docker)
+    assert docker.fired(point)
+    assert not docker.links()
     assert docker.api("GET", "/networks/mine").status == 404
     docker.docker("network", "create", "mine")
     assert len(docker.events(type="network", network=made, event="destroy")) == 1
@@ -114,13 +96,16 @@ def test_the_name_of_a_network_that_is_being_removed_is_waited_for(docker: Engin
         os.kill(worker, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("point", [*REWIRE, "runtime.network.claimed", "runtime.connect.plugged"])
+@pytest.mark.parametrize(
+    "point",
+    [*REWIRE, "runtime.network.claimed", "runtime.connect.plugged", "runtime.connect.recorded"],
+)
 def test_a_container_is_connected_through_a_kill(docker: Engine, point: str) -> None:
     network = docker.out("network", "create", "mine")
     docker.docker("run", "-d", "--name", "web", "bb", "sleep", "1000")
-    arm(docker, point)
+    docker.arm(point)
     docker.docker("network", "connect", "mine", "web")
-    assert fired(docker, point)
+    assert docker.fired(point)
     assert on(docker, "web") == {"bridge", "mine"}
     assert inside(docker, "web") == {"eth0", "eth1"}
     assert len(docker.events(type="network", network=network, event="connect")) == 1
@@ -134,9 +119,9 @@ def test_a_container_is_connected_through_a_kill(docker: Engine, point: str) -> 
 def test_a_container_is_disconnected_through_a_kill(docker: Engine, point: str) -> None:
     network = docker.out("network", "create", "mine")
     docker.docker("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
-    arm(docker, point)
+    docker.arm(point)
     docker.docker("network", "disconnect", "mine", "web")
-    assert fired(docker, point)
+    assert docker.fired(point)
     assert "mine" not in docker.inspect("web")["NetworkSettings"]["Networks"]
     assert inside(docker, "web") == set()
     assert not list((docker.state / "network" / network / "leases").iterdir())
@@ -146,9 +131,9 @@ def test_a_container_is_disconnected_through_a_kill(docker: Engine, point: str) 
 def test_a_new_name_is_told_to_the_networks_though_nobody_asks_again(docker: Engine) -> None:
     docker.docker("network", "create", "mine")
     made = docker.out("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
-    arm(docker, "lifecycle.rename.recorded")
+    docker.arm("lifecycle.rename.recorded")
     client = docker.popen("rename", "web", "shop")
-    until("the name is recorded", lambda: fired(docker, "lifecycle.rename.recorded"))
+    until("the name is recorded", lambda: docker.fired("lifecycle.rename.recorded"))
     old = docker.kill("gateway")
     docker.back("gateway", old)
     client.communicate(timeout=60)
@@ -185,9 +170,9 @@ def test_a_change_of_a_network_waits_for_the_one_under_way(docker: Engine) -> No
                                    "runtime.start.prepared", "lifecycle.start.hosted"])  # fmt: skip
 def test_a_start_on_a_network_survives_a_kill(docker: Engine, point: str) -> None:
     network = docker.out("network", "create", "mine")
-    arm(docker, point)
+    docker.arm(point)
     docker.docker("run", "-d", "--name", "web", "--network", "mine", "bb", "sleep", "1000")
-    assert fired(docker, point)
+    assert docker.fired(point)
     assert inside(docker, "web") == {"eth0"}
     leases = [path.name for path in (docker.state / "network" / network / "leases").iterdir()]
     assert leases == [docker.inspect("web")["NetworkSettings"]["Networks"]["mine"]["IPAddress"]]
@@ -306,4 +291,4 @@ def test_the_bridges_come_back_with_an_engine_that_was_down(docker: Engine) -> N
     assert bridge not in os.listdir("/sys/class/net")
     docker.up("--set", "faults=true")
     docker.docker("run", "--rm", "--network", "mine", "bb", "true")
-    assert links(docker) == [f"link {bridge}"]
+    assert docker.links() == [f"link {bridge}"]

@@ -28,7 +28,6 @@ OPTIONS = ("--set", "faults=true", "--set", "bridge_subnet=10.253.7.0/24")
 @pytest.fixture(scope="module")
 def published() -> Iterator[Engine]:
     with engine(*OPTIONS) as made:
-        (made.run / "faults").mkdir()
         yield made
 
 
@@ -394,9 +393,9 @@ def test_a_start_that_is_killed_while_it_publishes_is_done_again(
     docker: Engine, point: str
 ) -> None:
     port = free_port()
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     serve(docker, "web", "-p", f"{port}:80")
-    assert not (docker.run / "faults" / point).exists()
+    assert docker.fired(point)
     assert get("127.0.0.1", port) == get("::1", port) == "hello\n"
 
 
@@ -405,9 +404,9 @@ def test_a_start_that_is_killed_while_it_publishes_is_done_again(
 def test_a_release_that_is_killed_is_done_again(docker: Engine, point: str) -> None:
     port = free_port()
     serve(docker, "web", "-p", f"{port}:80")
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     docker.docker("rm", "-f", "web")
-    until("the point was reached", lambda: not (docker.run / "faults" / point).exists())
+    until("the point was reached", lambda: docker.fired(point))
     until("the port is free", lambda: not left(docker))
     with socket.create_server(("0.0.0.0", port)):
         pass

@@ -274,9 +274,7 @@ def test_a_volume_deleted_behind_our_back_is_said(docker: Engine) -> None:
     "point", ["runtime.volume.copied", "runtime.volume.filled", "runtime.volume.moving"]
 )
 def test_a_volume_is_never_left_half_filled(docker: Engine, point: str) -> None:
-    faults = docker.run / "faults"
-    faults.mkdir(exist_ok=True)
-    (faults / point).touch()
+    docker.arm(point)
     refused(docker, "create", "-v", "data:/etc", "bb")
     docker.docker("create", "--name", "con", "-v", "data:/etc", "bb")
     names = sorted(path.name for path in data(docker, "data").iterdir())
@@ -307,22 +305,15 @@ def test_the_sizes_of_pruned_volumes_are_added_up(docker: Engine) -> None:
     assert answer.json == {"VolumesDeleted": ["data"], "SpaceReclaimed": 5000}
 
 
-def arm(docker: Engine, point: str) -> Path:
-    faults = docker.run / "faults"
-    faults.mkdir(exist_ok=True)
-    (faults / point).touch()
-    return faults / point
-
-
 @pytest.mark.fault
 @pytest.mark.parametrize(
     "point",
     ["lifecycle.volume.recorded", "lifecycle.volume.made", "runtime.volume.prepared"],
 )
 def test_a_kill_while_a_volume_is_created(docker: Engine, point: str) -> None:
-    armed = arm(docker, point)
+    docker.arm(point)
     docker.docker("volume", "create", "--label", "a=b", "one", check=False)
-    assert not armed.exists()
+    assert docker.fired(point)
     until("it is whole", lambda: docker.out("volume", "ls", "-q") == "one")
     assert data(docker, "one").is_dir()
     created = [e for e in docker.events(type="volume") if e["Action"] == "create"]
@@ -338,9 +329,9 @@ def test_a_kill_while_a_volume_is_created(docker: Engine, point: str) -> None:
 )
 def test_a_kill_while_a_volume_is_removed(docker: Engine, point: str) -> None:
     docker.docker("volume", "create", "one")
-    armed = arm(docker, point)
+    docker.arm(point)
     docker.docker("volume", "rm", "one", check=False)
-    assert not armed.exists()
+    assert docker.fired(point)
     until("it is gone", lambda: not (docker.state / "volumes" / "one").exists())
     again = ("volume", "create", "one")
     until("there can be another", lambda: not docker.docker(*again, check=False).returncode)
@@ -350,9 +341,9 @@ def test_a_kill_while_a_volume_is_removed(docker: Engine, point: str) -> None:
 @pytest.mark.fault
 @pytest.mark.parametrize("point", ["lifecycle.volume.prepared", "lifecycle.create.recorded"])
 def test_a_kill_while_a_container_is_created_with_volumes(docker: Engine, point: str) -> None:
-    armed = arm(docker, point)
+    docker.arm(point)
     docker.docker("create", "--name", "con", "-v", "named:/n", VOLUMES, "true")
-    assert not armed.exists()
+    assert docker.fired(point)
     until("its volumes are there", lambda: len(docker.out("volume", "ls", "-q").split()) == 3)
     docker.docker("rm", "-v", "con")
     until("named is left", lambda: docker.out("volume", "ls", "-q") == "named")

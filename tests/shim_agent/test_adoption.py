@@ -30,7 +30,6 @@ def made() -> Iterator[Engine]:
     if shutil.which("docker") is None:
         pytest.skip("no docker CLI on PATH")
     with engine("--set", "faults=true") as running:
-        (running.run / "faults").mkdir(exist_ok=True)
         yield running
 
 
@@ -101,10 +100,10 @@ def test_an_exec_runs_once_wherever_its_shim_is_killed(
 ) -> None:
     """Recorded and handed over before it executes anything: who comes after knows of it."""
     docker.out("run", "-d", "--name", "one", "bb", "sleep", "1000")
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     script = "echo ran >>/tmp/ran; echo out; exit 9"
     done = docker.docker("exec", *options, "one", "sh", "-c", script, check=False)
-    assert not (docker.run / "faults" / point).exists()
+    assert docker.fired(point)
     assert (done.returncode, done.stdout.split(), done.stderr) == (9, ["out"], "")
     assert docker.out("exec", "one", "cat", "/tmp/ran") == "ran"
 
