@@ -14,9 +14,12 @@ from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
 from mooring.kit.errors import Unavailable
 from mooring.kit.models.base import Done, Request
+from mooring.kit.models.exec import ExecConfig, ExecStarted
 from mooring.kit.models.host import (
     ContainerExited,
     ContainerStarted,
+    ExecExited,
+    HostExec,
     HostRestart,
     HostStarted,
     HostStop,
@@ -26,10 +29,12 @@ from mooring.kit.models.host import (
 from tests.forks import Forked, Forker
 
 from .conftest import Facts, Shims, until
-from .fakes import CONTAINER, write_policy
+from .fakes import CONTAINER, SIGTERM, write_policy
 from .test_output import opened
 
 pytestmark = pytest.mark.fault
+
+EXEC = "e" * 64
 
 
 class AgentProcess:
@@ -156,6 +161,72 @@ async def test_a_stop_is_finished_wherever_the_agent_dies(
         await stopping
     await until((one.directory / "exit.acked").exists)
     assert (await facts.next(subjects.FACT_EXITED, ContainerExited)).exit_code == 143
+
+
+async def test_a_stop_that_has_come_to_sigkill_is_finished_when_the_agent_dies(
+    process: AgentProcess, shim: Shims, facts: Facts, settings: Settings, bus: Bus
+) -> None:
+    one = shim().start()
+    del one.on_signal[SIGTERM]
+    process.arm("agent.stop.killed")
+    subject = subjects.agent(settings.node_id, subjects.AGENT_STOP)
+    asked = bus.request(subject, HostStop(id=CONTAINER, timeout=0), Done)
+    stopping = asyncio.ensure_future(asked)
+    await process.died()
+    await process.start()
+    with contextlib.suppress(Unavailable):
+        await stopping
+    await until((one.directory / "exit.acked").exists)
+    assert (await facts.next(subjects.FACT_EXITED, ContainerExited)).exit_code == 137
+
+
+@pytest.mark.parametrize("point", ["agent.exec.started", "agent.exec.published"])
+async def test_an_exec_is_started_and_told_once_wherever_the_agent_dies(
+    process: AgentProcess, shim: Shims, facts: Facts, settings: Settings, bus: Bus, point: str
+) -> None:
+    one = shim().start()
+    process.arm(point)
+    subject = subjects.agent(settings.node_id, subjects.AGENT_EXEC_START)
+    request = HostExec(id=CONTAINER, run=1, exec_id=EXEC, config=ExecConfig(cmd=["true"]))
+    starting = asyncio.ensure_future(bus.request(subject, request, ExecStarted))
+    if point == "agent.exec.published":
+        assert (await starting).pid
+        one.exec_exit(EXEC, 3)
+    await process.died()
+    await process.start()
+    await process.answers()
+    if point == "agent.exec.started":
+        assert (await starting).pid
+        one.exec_exit(EXEC, 3)
+    fact = await facts.next(subjects.FACT_EXEC_EXITED, ExecExited)
+    assert (fact.id, fact.exit_code) == (EXEC, 3)
+    await until((one.directory / f"execs/{EXEC}/exit.acked").exists)
+    assert len(facts.all) == 1
+
+
+async def test_what_a_boot_ended_is_told_and_started_once_when_the_agent_dies(
+    process: AgentProcess, facts: Facts, settings: Settings, bus: Bus
+) -> None:
+    asked: list[int] = []
+
+    async def restart(request: HostRestart) -> HostStarted:
+        asked.append(request.run)
+        return HostStarted(pid=1, started_ns=time.time_ns())
+
+    await process.kill()
+    (settings.run_dir / "agent.json").write_text('{"boot_id":"another"}')
+    write_policy(settings, name="always", run=4)
+    subject = subjects.runtime(settings.node_id, subjects.RUNTIME_RESTART)
+    await bus.serve(subject, HostRestart, restart)
+    process.arm("agent.boot.decided")
+    await process.start()
+    await process.died()
+    await process.start()
+    fact = await facts.next(subjects.FACT_EXITED, ContainerExited)
+    assert (fact.run, fact.restarting) == (4, True)
+    assert (await facts.next(subjects.FACT_STARTED, ContainerStarted)).run == 5
+    assert set(asked) == {5}
+    assert len(facts.all) == 2
 
 
 async def test_no_byte_is_lost_or_doubled_when_the_agent_is_killed_under_a_reader(

@@ -80,18 +80,19 @@ class Truth:
     async def _after_boot(self, id_: str, policy: Policy) -> Policy:
         """What was running when the host went down is told, and starts again by its policy."""
         now = time.time_ns()
+        exited = ExitRecord(run=policy.run, finished_ns=now, error=LOST)
         if policy.run and policy.decided != policy.run and not policy.stopped:
-            exited = ExitRecord(run=policy.run, finished_ns=now, error=LOST)
-            policy = policy.after(exited, now).after_boot(now)
-            self._policies.write(id_, policy)
-            faults.point("agent.boot.decided")
-            fact = exited_fact(self._facts.node, id_, exited, policy)
+            after, tell = policy.after(exited, now).after_boot(now), True
+        else:
+            # Decided before, and perhaps not told: who has heard of that end learns nothing new.
+            after, tell = policy.after_boot(now), policy.pending
+        if after != policy:
+            self._policies.write(id_, after)
+        faults.point("agent.boot.decided")
+        if tell:
+            fact = exited_fact(self._facts.node, id_, exited, after)
             await self._facts.tell(subjects.FACT_EXITED, fact, f"{id_}.{policy.run}.exited")
-            return policy
-        started = policy.after_boot(now)
-        if started != policy:
-            self._policies.write(id_, started)
-        return started
+        return after
 
     def _ids(self) -> Iterator[str]:
         try:
