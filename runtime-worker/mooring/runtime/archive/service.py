@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import AsyncIterable
 from typing import Any
 
-from mooring.kit import faults, subjects
+from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.errors import EngineError, Unavailable
 from mooring.kit.models.archive import (
@@ -288,7 +288,6 @@ class Archives:
                 if not answer.done():
                     await pump
                     copy.end()
-                    faults.point("runtime.archive.received")
                 await answer
             finally:
                 answer.cancel()
