@@ -116,7 +116,6 @@ def started(record: ContainerRecord, run: int, host: HostStarted, now: int) -> C
         *happenings,
         **AT_REST,
         **run_fields(record, run, host.pid, host.started_ns or now, host.network),
-        mounts=host.mounts or record.mounts,
         restart_count=0,
         restart_wanted=False,
     )

@@ -248,12 +248,13 @@ class Containers:
                 await self._undo(id_, run, made.prepared.cgroup)
                 return answered
             faults.point("runtime.start.started")
+            for warning in made.prepared.warnings:
+                logger.warning("%s", warning)
             steps.add({k: int(ms * 1e6) for k, ms in (answer.get("timings") or {}).items()})
             return HostStarted(
                 pid=int(answer["pid"]),
                 started_ns=int(answer["started_ns"]),
                 network=made.sandbox.state,
-                warnings=made.prepared.warnings,
             )
         except BaseException:
             # Its process as well, if the start had not come to that yet (a full disk).

@@ -12,7 +12,7 @@ from pathlib import Path
 from mooring.kit import subjects
 from mooring.kit.bus import Bus
 from mooring.kit.config import Settings
-from mooring.kit.models.base import Done, Request
+from mooring.kit.models.base import Done
 from mooring.kit.models.container import HostConfig
 from mooring.kit.models.host import HostContainer, HostRestart, HostSize, HostStart, NodeRecord
 from mooring.kit.models.update import HostUpdate
@@ -161,9 +161,6 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
     def subject(verb: str) -> str:
         return subjects.runtime(settings.node_id, verb)
 
-    async def describe(_: Request) -> NodeRecord:
-        return node.describe(settings)
-
     async def remove(request: HostContainer) -> Done:
         done = await containers.remove(request)
         # Sent together with the answer. An agent that is away looks by itself when it is back.
@@ -175,7 +172,6 @@ async def _serve(bus: Bus, settings: Settings, containers: Containers) -> None:
     await bus.serve(subject(subjects.RUNTIME_REMOVE), HostContainer, remove)
     await bus.serve(subject(subjects.RUNTIME_RELEASE), HostContainer, containers.release)
     await bus.serve(subject(subjects.RUNTIME_SIZE), HostSize, containers.size)
-    await bus.serve(subject(subjects.RUNTIME_NODE), Request, describe)
     await bus.serve(subject(subjects.RUNTIME_START), HostStart, containers.start)
     await bus.serve(subject(subjects.RUNTIME_RESTART), HostRestart, containers.restart)
 

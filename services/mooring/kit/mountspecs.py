@@ -63,7 +63,6 @@ class Bind:
     propagation: str = "rprivate"
     recursive: bool = True
     read_only_recursive: bool = True
-    force_recursive: bool = False
     create_source: bool = True
 
 
@@ -213,7 +212,6 @@ def _bind_mount(mount: Mount) -> Bind:
         propagation=propagation,
         recursive=not _bool(options, "NonRecursive"),
         read_only_recursive=not plain,
-        force_recursive=forced,
         create_source=_bool(options, "CreateMountpoint"),
     )
 

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-MAX_RAW = 128 << 10
-"""Bytes of raw data in one packet at most."""
-
 
 class _Options:
     strict = True

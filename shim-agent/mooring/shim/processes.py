@@ -13,7 +13,8 @@ from .stdio import NAMES, Recorder
 
 TIOCSWINSZ = 0x5414
 NOT_EXECUTED = 249
-"""The exit code of a process that was to become the container's init and never did."""
+"""The exit code of a process that was to become the container's init and never did: of a machine
+that was left alone, too."""
 _FORK = "fork "
 NULL = 0
 """The shim's descriptors 0 to 2 are /dev/null."""

@@ -36,7 +36,6 @@ class ShimRecord:
     init: Process
     started_ns: int
     bundle: str
-    log_dir: str
     cgroup: str
     tty: bool
     stdin: bool
@@ -54,7 +53,6 @@ class ShimRecord:
             init=Process(int(fields["init_pid"]), int(fields["init_start"])),
             started_ns=int(fields["started_ns"]),
             bundle=str(fields["bundle"]),
-            log_dir=str(fields["log_dir"]),
             cgroup=str(fields["cgroup"]),
             tty=bool(fields["tty"]),
             stdin=bool(fields["stdin"]),

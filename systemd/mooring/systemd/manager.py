@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-_NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 _POLL = 0.02
 _RELOADS = 5
 """Enough for a chain of units that refer to each other: target, gateway, its sockets, NATS."""

@@ -12,7 +12,8 @@ from mooring.runtime.oci import interpreter
 
 pytestmark = pytest.mark.kernel
 
-CODE = "from mooring.runtime.oci import interpreter; print(interpreter.is_protected())"
+# To open it would say nothing: as long as it runs, the kernel's answer is ETXTBSY first.
+CODE = "import os; print(bool(os.statvfs('/proc/self/exe').f_flag & os.ST_RDONLY))"
 
 
 def run(executable: str, *fds: int) -> str:

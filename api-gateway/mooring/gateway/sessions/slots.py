@@ -28,7 +28,6 @@ _HEAD = struct.Struct("<BBHI")
 """What uses it (written last; 0: nothing), version, nothing, length of the description."""
 _COPY = struct.Struct("<BBHI")
 """Phase, nothing, length of the state, count of the bytes that are on their way."""
-_AREA = 512
 _OUT, _IN = 512, 1024
 _TEXT = 2048
 

@@ -46,13 +46,6 @@ class NetworkViews:
         """Ids by name."""
         return {record.name: record.id for record in self.all()}
 
-    def id_of(self, name: str) -> str:
-        """The id of a network by its name; empty if there is none."""
-        for entry in self.mirror.values():
-            if entry.record.name == name and entry.record.progress is Progress.ACTIVE:
-                return entry.record.id
-        return ""
-
 
 def select(records: list[NetworkRecord], given: Filters, used: set[str]) -> list[NetworkRecord]:
     """The networks that pass every filter; used: the ids of those that containers are on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .cgroup import Cgroup, read
+from .cgroup import Cgroup
 from .mountapi import NewFilesystem
 
 __all__ = ["Cgroup", "attach", "children", "favor_dynamic_modifications", "version"]
@@ -65,12 +65,3 @@ def favor_dynamic_modifications(done: str) -> bool:
         return False
     os.close(os.open(done, os.O_CREAT | os.O_CLOEXEC, 0o600))
     return True
-
-
-def of_process(pid: int) -> str:
-    """The path of a process's cgroup: of the first hierarchy with a controller, or of v2."""
-    for line in read(f"/proc/{pid}/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers if version() == 2 else controllers[:5] not in ("", "name="):
-            return path
-    return "/"

@@ -22,9 +22,3 @@ def read_only(path: str) -> int:
         os.close(tree)
         raise
     return tree
-
-
-def is_protected() -> bool:
-    """Whether this very process was executed in such a way (or from a read-only file system)."""
-    # Trying to open it says nothing: as long as it runs, the kernel's answer is ETXTBSY first.
-    return bool(os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY)

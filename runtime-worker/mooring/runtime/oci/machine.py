@@ -18,11 +18,8 @@ RECEIVED = MEMORY + 0x40000 + 16
 """The descriptors of the last packet: 32 bits each, the first after the head of its cmsg."""
 SLOTS = MEMORY + 0x41100
 """Room for results that later programs use: 32 bits each, 8 bytes apart."""
-MOST_DESCRIPTORS = 253
 NAME = "mooring-init"
 FAILED = b"E"
-GAVE_UP = 249
-"""Its exit code when it was left alone, or could not go on."""
 LINK = f"/memfd:{NAME} (deleted)"
 """What /proc/<pid>/exe says of it, until it has executed what it was made for."""
 

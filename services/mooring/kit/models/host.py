@@ -11,7 +11,6 @@ from .container import (
     ContainerConfig,
     ContainerRecord,
     HealthResult,
-    MountPoint,
     NetworkState,
     RestartPolicy,
 )
@@ -64,8 +63,6 @@ class HostStarted(Done):
     error: str = ""
     exit_code: int = 0
     network: NetworkState = Field(default_factory=NetworkState)
-    mounts: list[MountPoint] = []
-    warnings: list[str] = []
     over: bool = False
     """It was started before, has ended, and nothing is left of it here: its exit was told."""
 

@@ -76,7 +76,6 @@ class NetworkState(Model):
     """What the host set up for a container's network; empty while it does not run."""
 
     sandbox_id: str = ""
-    sandbox_key: str = ""
     endpoints: dict[str, Endpoint] = {}
     """By network name, in the order of their interfaces."""
     dns: bool = False
