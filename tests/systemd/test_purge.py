@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mooring.kit.config import Settings
+from mooring.supervisor import leftovers
 from mooring.systemd import purge
 
 
@@ -23,6 +25,8 @@ def _settings(tmp_path: Path) -> Settings:
 def test_state_run_directory_and_sockets_go(tmp_path: Path) -> None:
     settings = _settings(tmp_path)
     (tmp_path / "docker.sock").touch()
+    # One that was run by hand before it was installed.
+    os.close(leftovers.lock(settings.state_dir))
     assert purge.remove_directories(settings) == []
     assert list(tmp_path.iterdir()) == []
     # Again: there is nothing, and that is fine.

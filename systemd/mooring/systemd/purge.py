@@ -23,7 +23,7 @@ from .settings import GROUP, SHIMS, SLICE
 
 STATE = (
     "builds", "containers", "content", "downloads", "ingest", "layers", "nats", "network",
-    "node-id", "secrets", "trash", "volumes",
+    "node-id", "secrets", "supervisor.lock", "trash", "volumes",
 )  # fmt: skip
 """All that an engine makes in its state directory; what else is there is somebody else's."""
 USERS = ("mooring-nats", "mooring-gateway", "mooring-lifecycle")

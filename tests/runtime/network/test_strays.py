@@ -36,6 +36,7 @@ os.environ |= {
 }
 from mooring.runtime.network import service
 service.HOLDERS = 7
+service.PATIENCE = float(os.environ["PATIENCE"])
 service.main()
 """
 
@@ -53,7 +54,7 @@ class Host:
         self._listener.listen()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *holders: str) -> None:
+    def start(self, *holders: str, patience: float = SECONDS) -> None:
         """Its next process, which finds ports and name servers of these holders in the store."""
         self.kill()
         with contextlib.ExitStack() as mine:
@@ -71,9 +72,18 @@ class Host:
             names = ":".join(name for name, _ in passed)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", SERVICE, names, *map(str, numbers)],
-                env={**os.environ, "MOORING_RUN_DIR": str(self.directory)},
+                env={
+                    **os.environ,
+                    "MOORING_RUN_DIR": str(self.directory),
+                    "PATIENCE": str(patience),
+                },
                 pass_fds=numbers,
             )
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(SECONDS)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -201,6 +211,28 @@ def test_a_release_that_failed_is_tried_again(host: Host, monkeypatch: pytest.Mo
 
     assert asyncio.run(leave()) == []
     assert os.listdir(host.directory / "names") == []
+
+
+def test_it_ends_when_it_keeps_nothing_and_the_worker_does_not_start_it_again(host: Host) -> None:
+    """A worker stays connected: for its sake it had been there for ever."""
+    host.start("one.1", patience=0.01)
+
+    async def rest() -> int:
+        attendant, looks = Noting(host), list[str]()
+        attendant.renewed.append(lambda: looks.append("look"))
+        await attendant.ask({"op": "leave", "holder": "one.1"})
+        await attendant.release("one.1")
+        assert await asyncio.to_thread(host.wait) == 0
+        async with asyncio.timeout(SECONDS):
+            while attendant.connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert looks == ["look"]
+        host.start()
+        assert await attendant.holders("ports") == set()
+        attendant.close()
+        return len(looks)
+
+    assert asyncio.run(rest()) == 2
 
 
 def test_every_holder_is_listed_however_many_there_are(

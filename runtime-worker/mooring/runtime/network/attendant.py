@@ -11,11 +11,12 @@ from typing import Any
 
 from mooring.kit.errors import EngineError, Unavailable
 
+from .packets import GOODBYE, PACKET
+
 TIMEOUT = 10.0
 """Seconds for an answer; it takes less than a millisecond, or a restart of the service."""
 _TRIES = 3
 _DESCRIPTORS = 200
-_PACKET = 64 << 10
 
 
 class Attendant:
@@ -32,6 +33,11 @@ class Attendant:
         self.renewed: list[Callable[[], None]] = []
         """Called for each new connection, and when one ends: the service may be another process,
         which has what its store had."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, and so a service."""
+        return self._socket is not None
 
     def used(self) -> bool:
         """Whether the service may keep anything; one that does not need not be started to see."""
@@ -99,9 +105,8 @@ class Attendant:
         self._answered = asyncio.Event()
         try:
             socket.send_fds(connection, [packet], list(descriptors))
-            await self._answered.wait()
-            answer = connection.recv(_PACKET)
-            if not answer:
+            answer = await self._receive(connection, self._answered)
+            if not answer or answer == GOODBYE:
                 raise ConnectionResetError("the network service hung up")
             value: dict[str, Any] = json.loads(answer)
         except BaseException:
@@ -113,6 +118,15 @@ class Attendant:
         if new:
             self._renewed()
         return value
+
+    async def _receive(self, connection: socket.socket, answered: asyncio.Event) -> bytes:
+        while True:
+            await answered.wait()
+            try:
+                return connection.recv(PACKET)
+            except BlockingIOError:
+                # What the loop saw was the answer before.
+                answered.clear()
 
     def _connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -131,9 +145,18 @@ class Attendant:
         if self._answered is not None:
             self._answered.set()
             return
-        # It says nothing unasked: it has ended. Who comes next has to be looked at.
+        assert self._socket is not None
+        try:
+            packet = self._socket.recv(PACKET)
+        except BlockingIOError:
+            return  # An answer, which its asker has read since the loop saw it.
+        except OSError:
+            packet = b""
         self.close()
-        self._renewed()
+        if packet != GOODBYE:
+            # It was ended, and who comes next has to be looked at. That is to start it: not where
+            # it has said that there is nothing to look at.
+            self._renewed()
 
     def _renewed(self) -> None:
         for look in self.renewed:

@@ -22,6 +22,7 @@ from mooring.kit import faults, log
 from .dns.server import NameServer
 from .loop import Loop
 from .manager import Manager
+from .packets import GOODBYE, PACKET
 from .ports.held import HeldPorts
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ LISTENER = "network"
 """Name of the listening socket that we are handed."""
 PATIENCE = 60.0
 """Seconds with nothing to do until it ends."""
-PACKET = 64 << 10
 HOLDERS = 500
 """At most in one answer, of about 70 bytes each: it has to fit into a packet."""
 DESCRIPTORS = 250
@@ -75,10 +75,16 @@ class Server:
             self._loop.later(self._manager.watchdog, self._beat)
 
     def _rest(self) -> None:
-        """End if there is nothing to do: the next connection starts another one of us."""
-        if not self._clients and not self._ports and not self._names:
-            self._loop.running = False
+        """End if there is nothing to keep: the next connection starts another one of us."""
         self._loop.later(PATIENCE, self._rest)
+        if self._ports or self._names or any(map(_asks, self._clients)):
+            return
+        for client in self._clients:
+            try:
+                client.send(GOODBYE)
+            except OSError:
+                pass
+        self._loop.running = False
 
     def _tell(self) -> None:
         text = f"{self._ports.count()} port sockets, {len(self._names)} name servers"
@@ -154,6 +160,14 @@ class Server:
             case op:
                 return {"error": f"unknown op {op!r}"}
         return {"ok": True}
+
+
+def _asks(client: socket.socket) -> bool:
+    """Whether a request waits to be read. (One that comes later is asked again of the next one.)"""
+    try:
+        return bool(client.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
 
 
 def main() -> None:
