@@ -10,11 +10,11 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol, TypeVar
 
 from mooring.kit import subjects
-from mooring.kit.errors import EngineError, Unavailable
+from mooring.kit.errors import Unavailable
 from mooring.kit.models.base import Done, Model, Request
 from mooring.kit.models.container import ContainerRecord, Event, NameRecord, State
 from mooring.kit.models.exec import ExecRecord
@@ -28,6 +28,7 @@ from .hosts import Hosts
 from .names import Names
 from .states import Claim
 from .table import Bucket, Mirror, Table
+from .tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -69,35 +70,6 @@ class MirroredBucket(Bucket[R], Protocol[R]):
     """A bucket and its watched copy."""
 
     async def mirror(self) -> Mirror[R]: ...
-
-
-class Tasks:
-    """Work that goes on after an answer was given. What fails in it is left to the reconciler."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, object], name: str) -> None:
-        """Run it in the background."""
-        task = asyncio.create_task(self._run(work, name), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self, timeout: float = 2.0) -> None:
-        """Wait `timeout` seconds for what is under way, then give it up."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _run(self, work: Coroutine[Any, Any, object], name: str) -> None:
-        try:
-            await work
-        except EngineError as exc:
-            logger.warning("%s: %s", name, exc)
-        except Exception:
-            logger.exception("%s failed", name)
 
 
 class Engine:

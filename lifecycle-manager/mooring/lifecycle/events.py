@@ -17,6 +17,8 @@ from typing import NamedTuple
 from mooring.kit.errors import EngineError
 from mooring.kit.models.container import ContainerRecord, Event, MountPoint
 
+from .tasks import wind_up
+
 logger = logging.getLogger(__name__)
 
 _RETRY_WAIT = 0.5
@@ -152,11 +154,7 @@ class Publisher:
 
     async def close(self, timeout: float = 2.0) -> None:
         """Wait for what is under way, `timeout` seconds at most; the rest is in the outboxes."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await wind_up(self._tasks, timeout)
 
     def _append(self, actor: str, event: Event, done: asyncio.Future[None] | None) -> None:
         queue = self._queues.get(actor)

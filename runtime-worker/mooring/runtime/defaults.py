@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from .oci import template
+
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_SIZE: Final = 64 << 20
 """Bytes."""
@@ -15,20 +17,10 @@ def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str,
     return {"destination": destination, "type": kind, "source": source, "options": list(options)}
 
 
-PROC: Final = _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev")
-DEV: Final = _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k")
-DEVPTS: Final = _mount(
-    "/dev/pts",
-    "devpts",
-    "devpts",
-    "nosuid",
-    "noexec",
-    "newinstance",
-    "ptmxmode=0666",
-    "mode=0620",
-    "gid=5",
-)
-MQUEUE: Final = _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev")
+PROC: Final = template.PROC
+DEV: Final = template.DEV
+DEVPTS: Final = template.DEVPTS
+MQUEUE: Final = template.MQUEUE
 
 
 def sysfs(*, writable: bool) -> dict[str, Any]:
@@ -53,32 +45,8 @@ def bind(source: str, destination: str, *options: str) -> dict[str, Any]:
     return _mount(destination, "bind", source, "rbind", *options)
 
 
-def _rule(kind: str, major: int | None, minor: int | None, access: str) -> dict[str, Any]:
-    rule: dict[str, Any] = {"allow": True, "type": kind, "access": access}
-    if major is not None:
-        rule["major"] = major
-    if minor is not None:
-        rule["minor"] = minor
-    return rule
-
-
-DENY_ALL_DEVICES: Final = {"allow": False, "access": "rwm"}
 ALLOW_ALL_DEVICES: Final = {"allow": True, "access": "rwm"}
-DEVICE_RULES: Final = [
-    DENY_ALL_DEVICES,
-    # Making a node is harmless as long as it cannot be opened.
-    _rule("c", None, None, "m"),
-    _rule("b", None, None, "m"),
-    _rule("c", 1, 3, "rwm"),  # null
-    _rule("c", 1, 5, "rwm"),  # zero
-    _rule("c", 1, 7, "rwm"),  # full
-    _rule("c", 1, 8, "rwm"),  # random
-    _rule("c", 1, 9, "rwm"),  # urandom
-    _rule("c", 5, 0, "rwm"),  # tty
-    _rule("c", 5, 1, "rwm"),  # console
-    _rule("c", 5, 2, "rwm"),  # ptmx
-    _rule("c", 136, None, "rwm"),  # pts/*
-]
+DEVICE_RULES: Final = template.DEVICE_RULES
 DEFAULT_DEVICES: Final = frozenset(
     f"/dev/{name}"
     for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "console")

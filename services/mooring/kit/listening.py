@@ -45,17 +45,22 @@ def close(hosts: Iterable[str], sockets: Iterable[tuple[str, socket.socket]]) ->
                 os.unlink(path)
 
 
+def bind_privately(made: socket.socket, path: str) -> None:
+    """Bind it to a path where nobody but root can connect, not even for a moment."""
+    previous = os.umask(0o177)
+    try:
+        made.bind(path)
+    finally:
+        os.umask(previous)
+
+
 def _unix(path: str) -> socket.socket:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX)
     try:
         # Nobody may connect before the file has its group.
-        previous = os.umask(0o177)
-        try:
-            made.bind(path)
-        finally:
-            os.umask(previous)
+        bind_privately(made, path)
         group = _group()
         if group is not None:
             os.chown(path, -1, group)

@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 
+from mooring.kit.listening import bind_privately
+
 BACKLOG = 64
 
 
@@ -16,11 +18,7 @@ def listen(path: str) -> socket.socket:
         os.unlink(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        previous = os.umask(0o177)
-        try:
-            made.bind(path)
-        finally:
-            os.umask(previous)
+        bind_privately(made, path)
         made.listen(BACKLOG)
         made.setblocking(False)
     except BaseException:

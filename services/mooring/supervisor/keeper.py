@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mooring.kit import faults
+from mooring.kit.listening import bind_privately
 
 from . import notify
 from .leftovers import recorded
@@ -329,11 +330,7 @@ def _listen(path: Path) -> socket.socket:
     new = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
-    previous = os.umask(0o177)
-    try:
-        made.bind(new)
-    finally:
-        os.umask(previous)
+    bind_privately(made, new)
     made.listen(1)
     os.rename(new, path)
     return made

@@ -9,6 +9,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from mooring.kit.listening import bind_privately
+
 _CREDENTIALS = struct.Struct("3i")
 _MAX_DESCRIPTORS = 253
 """SCM_MAX_FD: more never travel in one message."""
@@ -28,11 +30,7 @@ def bind(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    previous = os.umask(0o177)
-    try:
-        made.bind(path)
-    finally:
-        os.umask(previous)
+    bind_privately(made, path)
     # The kernel adds who sent a message: nobody can speak for another.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return made

@@ -267,16 +267,12 @@ class Supervisor:
     def _listen_for_clients(self) -> None:
         path = str(self._run_dir / "supervisor.sock")
         _unlink(path)
-        listening = self._cleanup.enter_context(socket.socket(socket.AF_UNIX))
-        previous = os.umask(0o177)
-        try:
-            listening.bind(path)
-        finally:
-            os.umask(previous)
+        clients = self._cleanup.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind_privately(clients, path)
         self._cleanup.callback(_unlink, path)
-        listening.listen(CLIENTS)
-        listening.setblocking(False)
-        self._watch(listening, lambda: self._accept(listening))
+        clients.listen(CLIENTS)
+        clients.setblocking(False)
+        self._watch(clients, lambda: self._accept(clients))
 
     def _accept(self, listening: socket.socket) -> None:
         client, _ = listening.accept()

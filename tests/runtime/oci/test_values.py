@@ -61,13 +61,8 @@ def test_an_impossible_mount_is_refused(mount: dict[str, Any], words: str) -> No
 
 
 def test_the_template_is_what_the_engine_asks_for() -> None:
-    assert template.same(defaults.PROC, template.PROC)
-    assert template.same(defaults.DEV, template.DEV)
-    assert template.same(defaults.DEVPTS, template.DEVPTS)
-    assert template.same(defaults.MQUEUE, template.MQUEUE)
     assert template.same(defaults.shm(defaults.SHM_SIZE), template.SHM)
     assert template.same(defaults.cgroup(writable=False), template.CGROUP)
-    assert defaults.DEVICE_RULES == template.DEVICE_RULES
     masked = {path for path in procpaths.MASKED_PATHS if path.startswith("/proc")}
     assert masked == template.MASKED_IN_PROC
     assert set(procpaths.READONLY_PATHS) == template.READONLY_IN_PROC

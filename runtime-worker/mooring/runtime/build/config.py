@@ -10,6 +10,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mooring.runtime.images.changes import set_variables
+
 from .dockerfile.errors import StepError
 from .dockerfile.instructions import Command, Healthcheck, OnBuild, Pairs, Program, Words
 from .dockerfile.words import expand, expand_words
@@ -109,17 +111,8 @@ class Step:
         return pairs
 
     def _env(self, command: Pairs) -> str:
-        entries: list[str] = list(self.config.get("Env") or [])
         pairs = self._pairs(command)
-        for key, value in pairs:
-            entry = f"{key}={value}"
-            for i, old in enumerate(entries):
-                if old.partition("=")[0] == key:
-                    entries[i] = entry
-                    break
-            else:
-                entries.append(entry)
-        self.config["Env"] = entries
+        set_variables(self.config, pairs)
         return " ".join(["ENV", *(f"{key}={value}" for key, value in pairs)])
 
     def _label(self, command: Pairs) -> str:

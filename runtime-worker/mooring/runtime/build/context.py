@@ -13,29 +13,16 @@ from pathlib import Path
 
 from mooring.runtime.images.compress import Read, decompressed, detect, peek
 from mooring.runtime.images.tar import (
-    BLOCK_DEVICE,
-    CHARACTER,
     CHUNK,
-    DIRECTORY,
-    FIFO,
     HARD_LINK,
-    REGULAR,
     SYMLINK,
     Member,
     TarReader,
 )
 
 from .patterns import ignore, read_ignore
-from .tree import Entry, Kind, clean, resolve
+from .tree import KINDS, Entry, Kind, clean, resolve
 
-_KINDS = {
-    DIRECTORY: Kind.DIRECTORY,
-    SYMLINK: Kind.SYMLINK,
-    FIFO: Kind.FIFO,
-    CHARACTER: Kind.CHARACTER,
-    BLOCK_DEVICE: Kind.BLOCK,
-    REGULAR: Kind.FILE,
-}
 _ENTRIES = 2_000_000
 _LONGEST = 4095
 """Characters of a path; the kernel takes no more."""
@@ -159,7 +146,7 @@ class Context:
             self._put(path, target)
             return end
         entry = Entry(
-            _KINDS.get(member.type, Kind.FILE),
+            KINDS.get(member.type, Kind.FILE),
             mode=member.mode & 0o7777,
             uid=member.uid,
             gid=member.gid,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from mooring.runtime.images import tar
+
 _LINKS = 255
 
 
@@ -21,6 +23,17 @@ class Kind(Enum):
     FIFO = "fifo"
     CHARACTER = "char"
     BLOCK = "block"
+
+
+KINDS = {
+    tar.REGULAR: Kind.FILE,
+    tar.DIRECTORY: Kind.DIRECTORY,
+    tar.SYMLINK: Kind.SYMLINK,
+    tar.FIFO: Kind.FIFO,
+    tar.CHARACTER: Kind.CHARACTER,
+    tar.BLOCK_DEVICE: Kind.BLOCK,
+}
+"""By the type of an archive's member."""
 
 
 @dataclass(slots=True)

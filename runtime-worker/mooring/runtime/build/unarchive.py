@@ -13,10 +13,6 @@ from contextlib import contextmanager
 from mooring.runtime.images.compress import Read
 from mooring.runtime.images.tar import (
     BLOCK,
-    BLOCK_DEVICE,
-    CHARACTER,
-    DIRECTORY,
-    FIFO,
     HARD_LINK,
     SYMLINK,
     Member,
@@ -25,15 +21,8 @@ from mooring.runtime.images.tar import (
 )
 
 from .place import Owner, Root, Times, put, put_directory
-from .tree import Entry, Kind
+from .tree import KINDS, Entry, Kind
 
-_KINDS = {
-    DIRECTORY: Kind.DIRECTORY,
-    SYMLINK: Kind.SYMLINK,
-    FIFO: Kind.FIFO,
-    CHARACTER: Kind.CHARACTER,
-    BLOCK_DEVICE: Kind.BLOCK,
-}
 _CHECKSUM = slice(148, 156)
 _SKIPPED = ("trusted.", "user.overlay.")
 
@@ -132,7 +121,7 @@ def _entry(member: Member) -> Entry:
         if not (name := os.fsdecode(key)).startswith(_SKIPPED)
     }
     return Entry(
-        _KINDS.get(member.type, Kind.FILE),
+        KINDS.get(member.type, Kind.FILE),
         member.mode & 0o7777,
         size=member.real_size,
         mtime_ns=member.mtime_ns,

@@ -116,8 +116,13 @@ def _pairs(text: str, name: str) -> list[tuple[str, str]]:
 
 
 def _env(config: Config, text: str) -> None:
+    set_variables(config, _pairs(text, "ENV"))
+
+
+def set_variables(config: Config, pairs: Iterable[tuple[str, str]]) -> None:
+    """Set environment variables, each where an earlier value of it is."""
     environment: list[str] = list(config.get("Env") or [])
-    for key, value in _pairs(text, "ENV"):
+    for key, value in pairs:
         entry = f"{key}={value}"
         for i, old in enumerate(environment):
             if old.partition("=")[0] == key:

@@ -69,17 +69,18 @@ def _rule(kind: str, major: int | None, minor: int | None, access: str) -> dict[
 
 DEVICE_RULES: list[dict[str, Any]] = [
     {"allow": False, "access": "rwm"},
+    # Making a node is harmless as long as it cannot be opened.
     _rule("c", None, None, "m"),
     _rule("b", None, None, "m"),
-    _rule("c", 1, 3, "rwm"),
-    _rule("c", 1, 5, "rwm"),
-    _rule("c", 1, 7, "rwm"),
-    _rule("c", 1, 8, "rwm"),
-    _rule("c", 1, 9, "rwm"),
-    _rule("c", 5, 0, "rwm"),
-    _rule("c", 5, 1, "rwm"),
-    _rule("c", 5, 2, "rwm"),
-    _rule("c", 136, None, "rwm"),
+    _rule("c", 1, 3, "rwm"),  # null
+    _rule("c", 1, 5, "rwm"),  # zero
+    _rule("c", 1, 7, "rwm"),  # full
+    _rule("c", 1, 8, "rwm"),  # random
+    _rule("c", 1, 9, "rwm"),  # urandom
+    _rule("c", 5, 0, "rwm"),  # tty
+    _rule("c", 5, 1, "rwm"),  # console
+    _rule("c", 5, 2, "rwm"),  # ptmx
+    _rule("c", 136, None, "rwm"),  # pts/*
 ]
 
 

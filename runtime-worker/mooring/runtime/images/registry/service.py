@@ -243,17 +243,8 @@ class RegistryService:
 
     async def _add(self, work: Work, args: dict[str, Any]) -> int:
         """Store the small blobs of an image that is complete, and have it recorded."""
-        store, directory = self._images.store, work.directory
-        assert directory is not None
         message = self._message(args)
-
-        def keep() -> None:
-            pending = Pending(directory)
-            for digest, path in args["blobs"].items():
-                pending.blob(digest, store)
-                store.add_blob(Path(path), digest)
-
-        await self._images.change(keep)
+        await self._keep(work, args["blobs"])
         point("runtime.pull.stored")
         try:
             done = await self._images.record(message)
@@ -262,6 +253,20 @@ class RegistryService:
             raise
         work.recorded |= digests_of(message.image)
         return done.revision
+
+    async def _keep(self, work: Work, blobs: dict[str, str]) -> Path:
+        """Put blobs (paths by digest) into the store, noted first; the directory of the job."""
+        store, directory = self._images.store, work.directory
+        assert directory is not None
+
+        def keep() -> None:
+            pending = Pending(directory)
+            for digest, path in blobs.items():
+                pending.blob(digest, store)
+                store.add_blob(Path(path), digest)
+
+        await self._images.change(keep)
+        return directory
 
     async def _compressed(self, work: Work, args: dict[str, Any]) -> None:
         """The compressed form of a blob takes its place."""
@@ -279,18 +284,9 @@ class RegistryService:
 
     async def _pushed(self, work: Work, args: dict[str, Any]) -> int:
         """Note the digest that an image has in a registry now, and tell of the push."""
-        store, directory = self._images.store, work.directory
-        assert directory is not None
+        directory = await self._keep(work, args["blobs"])
         image = ImageRecord.model_validate(args["image"])
         reference = references.parse(args["reference"])
-
-        def keep() -> None:
-            pending = Pending(directory)
-            for digest, path in args["blobs"].items():
-                pending.blob(digest, store)
-                store.add_blob(Path(path), digest)
-
-        await self._images.change(keep)
         record = image.model_copy(update={"manifests": [args["manifest"]], "nodes": [self._node]})
         event = Event(
             id=f"{image.id[7:]}.push.{directory.name}.{reference.tag}",
