@@ -14,6 +14,7 @@ from mooring.kit.models.image import ImageRecord, ImagesPruned, PruneImages, Rem
 from .engine import Engine
 from .find_image import children_of, references_of
 from .images import ImageHandlers
+from .pruning import Prunes
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +24,12 @@ class ImagePrune:
 
     def __init__(self, engine: Engine, images: ImageHandlers) -> None:
         self._engine, self._images = engine, images
-        self._pruning = False
+        self._prunes = Prunes()
 
     async def prune(self, request: PruneImages) -> ImagesPruned:
         """Remove what passes; Conflict while another prune runs."""
-        if self._pruning:
-            raise Conflict("a prune operation is already running")
-        self._pruning = True
-        try:
+        with self._prunes.alone():
             return await self._prune(request)
-        finally:
-            self._pruning = False
 
     async def _prune(self, request: PruneImages) -> ImagesPruned:
         engine = self._engine

@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 from mooring.kit import faults
-from mooring.kit.errors import Conflict, EngineError, NotFound, Unavailable
+from mooring.kit.errors import EngineError, NotFound, Unavailable
 from mooring.kit.models.base import Done
 from mooring.kit.models.container import (
     ContainerRecord,
@@ -21,6 +21,7 @@ from . import states
 from .endings import Endings
 from .engine import Engine
 from .labels import passes
+from .pruning import Prunes
 from .resolve import resolve
 from .table import Row
 
@@ -35,7 +36,7 @@ class RemovalHandlers:
     def __init__(self, engine: Engine, endings: Endings) -> None:
         self._engine = engine
         self._endings = endings
-        self._pruning = False
+        self._prunes = Prunes()
 
     async def remove(self, request: RemoveContainer) -> Done:
         """Remove a container; Conflict if it runs, unless forced: then it is killed."""
@@ -59,13 +60,8 @@ class RemovalHandlers:
 
     async def prune(self, request: PruneContainers) -> Pruned:
         """Remove what is stopped and passes the filters; Conflict while another prune runs."""
-        if self._pruning:
-            raise Conflict("a prune operation is already running")
-        self._pruning = True
-        try:
+        with self._prunes.alone():
             return await self._prune(request)
-        finally:
-            self._pruning = False
 
     async def _prune(self, request: PruneContainers) -> Pruned:
         engine = self._engine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import pytest
 
 from mooring.runtime.network import firewall, nft
 
+from .namespace import leave_network
+
 pytestmark = pytest.mark.kernel
 TABLE = "mooring-test"
-CLONE_NEWNET = 0x40000000
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def table() -> Iterator[nft.Nft]:
 
     def make() -> nft.Nft:
         # The thread ends with the fixture, and its namespace with the last socket.
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
-            raise OSError(ctypes.get_errno(), "unshare")
+        leave_network()
         run("-f", "-", text=firewall.text(TABLE))
         return nft.Nft(TABLE)
 

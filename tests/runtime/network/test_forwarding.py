@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,8 @@ import pytest
 from mooring.runtime.network import firewall, forwarding, nft
 from mooring.runtime.network.forwarding import Obstacle, of_legacy
 
-CLONE_NEWNET = 0x40000000
+from .namespace import leave_network
+
 DROPPING = "{ type filter hook forward priority 0; policy drop; }"
 SIX = IPv6Network("fd00:1::/64")
 OURS = [IPv4Network("10.209.0.0/16"), IPv4Network("10.176.0.0/20")]
@@ -33,8 +33,7 @@ def test_a_dropping_chain_is_found_until_the_remedy_is_there() -> None:
     found: list[list[tuple[str, str]]] = []
 
     def in_a_namespace_of_its_own(steps: Callable[[], None]) -> None:
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
-            raise OSError(ctypes.get_errno(), "unshare")
+        leave_network()
         steps()
 
     def steps() -> None:

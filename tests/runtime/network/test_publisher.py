@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import socket
 import subprocess
@@ -21,10 +20,11 @@ from mooring.runtime.network.attendant import Attendant
 from mooring.runtime.network.ports import publisher as publishing
 from mooring.runtime.network.ports.publisher import Publisher
 
+from .namespace import leave_network
+
 pytestmark = pytest.mark.kernel
 T = TypeVar("T")
 TABLE = "mooring-test"
-CLONE_NEWNET = 0x40000000
 
 
 class Holding(Attendant):
@@ -72,8 +72,7 @@ def in_a_namespace(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run it where the table is, and nothing else."""
 
     def run() -> T:
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) < 0:
-            raise OSError(ctypes.get_errno(), "unshare")
+        leave_network()
         text = firewall.text(TABLE)
         subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
         return asyncio.run(work())
