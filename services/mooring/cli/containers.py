@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
@@ -26,6 +27,10 @@ Host = Annotated[str, typer.Option("--host", "-H", help="the engine's API", envv
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+def _complain(text: str) -> None:
+    errors.print(f"[red]mooring:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def engine(host: str, work: Callable[[Client], Coroutine[Any, Any, int]]) -> None:
     """Run the work with a client and end with its exit code; 125 if the engine refused."""
 
@@ -36,7 +41,7 @@ def engine(host: str, work: Callable[[Client], Coroutine[Any, Any, int]]) -> Non
     try:
         code = asyncio.run(main())
     except ApiError as exc:
-        errors.print(f"[red]mooring:[/] {exc}", highlight=False, soft_wrap=True)
+        _complain(str(exc))
         code = 125
     except KeyboardInterrupt:
         code = 130
@@ -79,7 +84,7 @@ def run(
         params = {"name": name} if name else None
         made = await client.call("POST", "/containers/create", params=params, body=body)
         for warning in made.get("Warnings") or []:
-            errors.print(f"[yellow]warning:[/] {warning}", highlight=False)
+            errors.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False)
         path = f"/containers/{made['Id']}"
         if detach:
             await client.call("POST", f"{path}/start")
@@ -90,20 +95,32 @@ def run(
         condition = "removed" if remove else "next-exit"
         waiting = await client.open("POST", f"{path}/wait", params={"condition": condition})
         await client.call("POST", f"{path}/start")
-
-        async def resize(rows: int, columns: int) -> None:
-            with contextlib.suppress(ApiError):  # it may have exited
-                size = {"h": str(rows), "w": str(columns)}
-                await client.call("POST", f"{path}/resize", params=size)
-
-        async with contextlib.AsyncExitStack() as stack:
-            if tty:
-                stack.enter_context(terminal.raw())
-                await stack.enter_async_context(terminal.resizing(resize))
-            await terminal.join(*stream, terminal=tty, stdin=interactive)
+        await _join(client, path, stream, tty=tty, stdin=interactive)
         return int(json.loads(await waiting.text())["StatusCode"])
 
     engine(host, work)
+
+
+async def _join(
+    client: Client,
+    path: str,
+    stream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    *,
+    tty: bool,
+    stdin: bool,
+) -> None:
+    """Be what a container or an exec (at `path`) is attached to, until its stream ends."""
+
+    async def resize(rows: int, columns: int) -> None:
+        with contextlib.suppress(ApiError):  # it may have ended
+            size = {"h": str(rows), "w": str(columns)}
+            await client.call("POST", f"{path}/resize", params=size)
+
+    async with contextlib.AsyncExitStack() as stack:
+        if tty:
+            stack.enter_context(terminal.raw())
+            await stack.enter_async_context(terminal.resizing(resize))
+        await terminal.join(*stream, terminal=tty, stdin=stdin)
 
 
 def ps(
@@ -125,7 +142,7 @@ def ps(
             short = command if len(command) <= 24 else command[:23] + "…"
             names = ", ".join(each.lstrip("/") for each in item["Names"])
             table.add_row(item["Id"][:12], item["Image"], short, item["Status"], names)
-        console.print(table)
+        console.print(table, markup=False)
         return 0
 
     engine(host, work)
@@ -189,17 +206,7 @@ def exec_(
         made = (await client.call("POST", path, body=body))["Id"]
         start = {"Detach": False, "Tty": tty}
         stream = await client.hijack(f"/exec/{made}/start", start)
-
-        async def resize(rows: int, columns: int) -> None:
-            with contextlib.suppress(ApiError):  # it may have ended
-                size = {"h": str(rows), "w": str(columns)}
-                await client.call("POST", f"/exec/{made}/resize", params=size)
-
-        async with contextlib.AsyncExitStack() as stack:
-            if tty:
-                stack.enter_context(terminal.raw())
-                await stack.enter_async_context(terminal.resizing(resize))
-            await terminal.join(*stream, terminal=tty, stdin=interactive)
+        await _join(client, f"/exec/{made}", stream, tty=tty, stdin=interactive)
         return int((await client.call("GET", f"/exec/{made}/json"))["ExitCode"] or 0)
 
     engine(host, work)
@@ -234,7 +241,9 @@ def _each(host: str, names: list[str], method: str, path: str, params: dict[str,
                 await client.call(method, path.format(segment(name)), params=params)
                 print(name)
             except ApiError as exc:
-                errors.print(f"[red]mooring:[/] {exc}", highlight=False, soft_wrap=True)
+                errors.print(
+                    f"[red]mooring:[/] {escape(str(exc))}", highlight=False, soft_wrap=True
+                )
                 code = 1
         return code
 
@@ -255,7 +264,7 @@ def images(as_json: Json = False, host: Host = "") -> None:
             size = f"{item['Size'] / 1e6:.1f} MB"
             for tag in item["RepoTags"] or ["<none>"]:
                 table.add_row(tag, item["Id"].removeprefix("sha256:")[:12], age, size)
-        console.print(table)
+        console.print(table, markup=False)
         return 0
 
     engine(host, work)
@@ -273,10 +282,10 @@ def load(archive: Path, host: Host = "") -> None:
         for line in filter(None, body.splitlines()):
             item = json.loads(line)
             if text := item.get("error"):
-                errors.print(f"[red]mooring:[/] {text}", highlight=False)
+                _complain(text)
                 code = 1
             elif text := item.get("stream"):
-                console.print(text.rstrip(), highlight=False)
+                console.print(text.rstrip(), highlight=False, markup=False)
         return code
 
     engine(host, work)

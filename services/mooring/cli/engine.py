@@ -196,7 +196,7 @@ def status(as_json: Json = False, state_dir: StateDir = None, run_dir: RunDir = 
     for item in found["services"]:
         up_for = duration(item["uptime"])
         colour = "green" if item["state"] in ("ready", "idle") else "yellow"
-        cells = (str(item["pid"] or "–"), up_for, str(item["restarts"]), item["status"])
+        cells = (str(item["pid"] or "–"), up_for, str(item["restarts"]), escape(item["status"]))
         table.add_row(item["name"], f"[{colour}]{item['state']}[/]", *cells)
     console.print(table)
 
@@ -233,7 +233,7 @@ def _show(findings: list[dict[str, Any]]) -> None:
     marks = {"ok": "[green]✓[/]", "error": "[red]✗[/]"}
     for item in findings:
         mark = marks.get(item["severity"], "[yellow]![/]")
-        table.add_row(mark, item["name"], item["detail"], item["cost"])
+        table.add_row(mark, item["name"], escape(item["detail"]), escape(item["cost"]))
     console.print(table)
 
 
