@@ -2,70 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import socketserver
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-COMMAND = "[ -f /x ] [/bold]"
-CONTAINER = {
-    "Id": "c0ffee" * 10,
-    "Names": ["/web"],
-    "Image": "bb[red]",
-    "Command": COMMAND,
-    "State": "running",
-    "Status": "Up",
-    "Created": 0,
-    "Ports": [],
-}
-REFUSAL = "Invalid container name (s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+from .conftest import COMMAND, REFUSAL
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "COLUMNS": "200"}
 
 
-class Api(BaseHTTPRequestHandler):
-    """One container is listed, everything else refused."""
-
-    def do_GET(self) -> None:
-        self._answer(200, [CONTAINER])
-
-    def do_DELETE(self) -> None:
-        self._answer(400, {"message": REFUSAL})
-
-    def do_POST(self) -> None:
-        self._answer(400, {"message": REFUSAL})
-
-    def _answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[str]:
-    path = str(tmp_path / "docker.sock")
-    with socketserver.ThreadingUnixStreamServer(path, Api) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"unix://{path}"
-        server.shutdown()
-        thread.join()
+def command(host: str, *args: str) -> list[str]:
+    return [sys.executable, "-m", "mooring.cli", *args[:1], "--host", host, *args[1:]]
 
 
 def mooring(host: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mooring.cli", *args, "--host", host]
-    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command(host, *args), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_container_s_command_and_image(host: str) -> None:
@@ -79,3 +33,19 @@ def test_what_the_engine_says_against_it(host: str, command: str) -> None:
     done = mooring(host, command, "s")
     assert done.returncode
     assert REFUSAL in done.stderr
+
+
+def test_an_exec_ends_also_while_nothing_comes_from_stdin(host: str) -> None:
+    """Whoever sat at a terminal had to press a key."""
+    with subprocess.Popen(
+        command(host, "exec", "-i", "web", "true"),
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"word\n"
+        try:
+            assert process.wait(20) == 5
+        finally:
+            process.kill()

@@ -12,6 +12,7 @@ import sys
 import termios
 import tty
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from .client import frames
 
@@ -60,7 +61,10 @@ async def resizing(resize: Callable[[int, int], Awaitable[object]]) -> AsyncIter
 
 async def _send(writer: asyncio.StreamWriter) -> None:
     """stdin to the connection until its end, then half-close."""
-    while data := await asyncio.to_thread(os.read, sys.stdin.fileno(), CHUNK):
+    loop = asyncio.get_running_loop()
+    # Not the loop's own threads: it waits for those at its end, and this one may wait for a key.
+    reading = ThreadPoolExecutor(1, "stdin")
+    while data := await loop.run_in_executor(reading, os.read, sys.stdin.fileno(), CHUNK):
         writer.write(data)
         await writer.drain()
     if writer.can_write_eof():
