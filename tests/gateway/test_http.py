@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -176,3 +177,19 @@ async def test_old_http_gets_an_answer_without_chunks(client: Client) -> None:
 async def test_options_are_answered_everywhere(client: Client) -> None:
     answer = await client.request("OPTIONS", "/anything/at/all")
     assert (answer.status, answer.body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/_ping", "/version", "/containers/json", "/images/json", "/containers/x/json", "/no"]
+)
+@pytest.mark.parametrize(
+    "head", ["GET {} HTTP/1.1\r\nHost: d\r\nConnection: close", "GET {} HTTP/1.0"]
+)
+async def test_a_connection_that_is_not_to_be_kept_ends_with_the_answer(
+    client: Client, path: str, head: str
+) -> None:
+    async with await client.connect() as connection:
+        connection.writer.write(f"{head.format(path)}\r\n\r\n".encode())
+        answer = await connection.answer()
+        assert answer.headers["connection"] == "close"
+        assert await asyncio.wait_for(connection.reader.read(), 10) == b""

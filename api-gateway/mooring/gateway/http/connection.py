@@ -222,6 +222,8 @@ class Connection(asyncio.Protocol):
         except Exception as exc:
             reply = self._failure(request, exc)
         self._write_reply(reply, keep_alive=self._keep_alive, head=request.method == "HEAD")
+        if not self._keep_alive:
+            self._transport.close()
 
     async def _handle(self, request: Request, call: Call) -> None:
         reply: Reply | None
