@@ -75,6 +75,20 @@ def test_an_option_changes_what_it_says(
     assert docker.out("run", "--rm", *options, "bb", *command) == expected
 
 
+@pytest.mark.parametrize("user", ["app", "root", "app:33", "4321"])
+def test_an_exec_as_a_user_is_in_the_groups_that_the_container_would_be_in(
+    docker: Engine, user: str
+) -> None:
+    groups = ("--group-add", "33", "--group-add", "77")
+    docker.docker("run", "-d", "--name", "web", *groups, "bb", "sleep", "1000")
+    own = docker.out(
+        "run", "--rm", *groups, "-u", user, "bb", "grep", "^Groups", "/proc/self/status"
+    )
+    entered = docker.out("exec", "-u", user, "web", "grep", "^Groups", "/proc/self/status")
+    assert entered == own
+    assert "77" in own.split()
+
+
 @pytest.mark.usefixtures("controllers")
 def test_limits_reach_the_cgroup(docker: Engine) -> None:
     docker.docker("run", "-d", "--name", "web", "--memory", "64m", "--cpus", "0.5",

@@ -52,12 +52,13 @@ class ExecHandlers:
         container = await resolve(engine, request.container, request.request_id)
         container = await engine.containers.check(container.key, check_executable)
         now = time.time_ns()
+        groups = container.record.host_config.group_add or []
         record = ExecRecord(
             id=exec_id,
             container=container.key,
             node=container.record.node,
             created_ns=now,
-            config=request.config,
+            config=request.config.model_copy(update={"group_add": groups}),
             command_id=request.request_id,
         )
         action = f"exec_create: {' '.join(request.config.cmd)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _OPEN_HOW = struct.Struct("<QQQ")
 _LARGEST_ID = (1 << 31) - 1
 _LARGEST_FILE = 4 << 20
+_NO_ENTRY = "no matching entries in group file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,15 @@ class Account:
         return {"uid": self.uid, "gid": self.gid, "additionalGids": list(self.additional)}
 
 
-def look_up(init_pid: int, user: str) -> Account:
-    """`user[:group]`, by name or number, in the root of a process; InvalidParameter."""
+def look_up(init_pid: int, user: str, group_add: Sequence[str] = ()) -> Account:
+    """`user[:group]` and further groups, by name or number, in the root of a process.
+
+    InvalidParameter if there is no such user or group.
+    """
     name, _, group = user.partition(":")
     passwd = _read(init_pid, "/etc/passwd")
     groups = _read(init_pid, "/etc/group")
-    return resolve(passwd, groups, name, group)
+    return resolve(passwd, groups, name, group, group_add)
 
 
 def home_of(init_pid: int, uid: int) -> str:
@@ -45,12 +50,19 @@ def home_of(init_pid: int, uid: int) -> str:
     return resolve(_read(init_pid, "/etc/passwd"), "", str(uid), "0").home
 
 
-def resolve(passwd: str, groups: str, name: str, group: str) -> Account:
+def resolve(
+    passwd: str, groups: str, name: str, group: str, group_add: Sequence[str] = ()
+) -> Account:
     """`name` and `group` (empty: the user's own) by the text of passwd and group."""
     uid, gid, home, login = _user(passwd, name or "0")
+    memberships: list[int] = []
     if group:
-        return Account(uid, _group(groups, group), (), home)
-    return Account(uid, gid, _memberships(groups, login, gid), home)
+        gid = _group(groups, group, f"unable to find group {group}: {_NO_ENTRY}")
+    else:
+        memberships = _memberships(groups, login)
+    added = [_group(groups, wanted, f"Unable to find group {wanted}") for wanted in group_add]
+    # The primary group is among them, as it is for the container's own user.
+    return Account(uid, gid, tuple(dict.fromkeys((gid, *memberships, *added))), home)
 
 
 def _user(passwd: str, name: str) -> tuple[int, int, str, str]:
@@ -71,13 +83,13 @@ def _user(passwd: str, name: str) -> tuple[int, int, str, str]:
     return _within(name), 0, "/", ""
 
 
-def _group(groups: str, name: str) -> int:
+def _group(groups: str, name: str, absent: str) -> int:
     numeric = name.isdecimal()
     for fields in _entries(groups, 3):
         if fields[2].isdecimal() and (fields[0] == name or (numeric and fields[2] == name)):
             return int(fields[2])
     if not numeric:
-        raise InvalidParameter(f"unable to find group {name}: no matching entries in group file")
+        raise InvalidParameter(absent)
     return _within(name)
 
 
@@ -87,15 +99,14 @@ def _within(number: str) -> int:
     return int(number)
 
 
-def _memberships(groups: str, login: str, own: int) -> tuple[int, ...]:
+def _memberships(groups: str, login: str) -> list[int]:
     if not login:
-        return ()
-    found = [
+        return []
+    return [
         int(fields[2])
         for fields in _entries(groups, 4)
         if fields[2].isdecimal() and login in fields[3].split(",")
     ]
-    return tuple(dict.fromkeys(gid for gid in found if gid != own))
 
 
 def _entries(text: str, least: int) -> list[list[str]]:

@@ -128,7 +128,7 @@ def _described(process: dict[str, Any], config: ExecConfig, init_pid: int) -> di
     account = None
     own_home = "/"
     if config.user:
-        account = accounts.look_up(init_pid, config.user)
+        account = accounts.look_up(init_pid, config.user, config.group_add)
         own_home = accounts.home_of(init_pid, int(process["user"]["uid"]))
     every = _bounding_set() if config.privileged else None
     return describe(process, config, account, own_home, every)

@@ -19,6 +19,8 @@ class ExecConfig(Model):
     cmd: list[str] = []
     env: list[str] = []
     user: str = ""
+    group_add: list[str] = []
+    """The container's further groups, which another user has as well."""
     working_dir: str = ""
     tty: bool = False
     privileged: bool = False
