@@ -54,6 +54,14 @@ def test_a_bind_that_is_refused(spec: str, error: type[EngineError], words: str)
     assert type(caught.value) is error
 
 
+def test_a_declared_volume_may_be_relative_to_the_root() -> None:
+    assert all_mounts(HostConfig(), ["data", "./a/../b", "/c"]) == [
+        Volume("/data"),
+        Volume("/b"),
+        Volume("/c"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -298,12 +298,8 @@ def all_mounts(host: HostConfig, volumes: Iterable[str] = ()) -> list[Wanted]:
             raise InvalidParameter(f"Duplicate mount point: {item.destination}")
         taken.add(item.destination)
     for path in volumes:
-        if not path.startswith("/"):
-            raise InvalidParameter(
-                f"invalid volume specification: '{path}': invalid mount path: '{path}'"
-                " mount path must be absolute"
-            )
-        destination = _destination(path, path, "volume")
+        # `VOLUME data` of a Dockerfile is /data: there are images that say it so.
+        destination = _destination(path, f"/{path}", "volume")
         if destination not in taken:
             taken.add(destination)
             wanted.append(Volume(destination, driver=host.volume_driver))
