@@ -113,6 +113,7 @@ def test_a_host_option_that_can_never_work_is_an_invalid_parameter(
         ({"Hostname": "web"}, {"UTSMode": "host"}, "hostname and the UTS mode"),
         ({"Hostname": "web"}, {"NetworkMode": "container:x"}, "hostname and the network mode"),
         ({"StopTimeout": -2}, {}, "invalid StopTimeout"),
+        ({"StopSignal": "SIGNOPE"}, {}, "Invalid signal: SIGNOPE"),
         ({"Healthcheck": {"Interval": 5}}, {}, "Interval in Healthcheck cannot be less than 1ms"),
         ({"Healthcheck": {"Retries": -5}}, {}, "Retries in Healthcheck cannot be negative"),
     ],

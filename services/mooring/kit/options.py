@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 
-from . import capabilities, endpoints, mountspecs, ports
+from . import capabilities, endpoints, mountspecs, ports, signals
 from .errors import InvalidParameter, NotSupported
 from .models.container import ContainerConfig, HostConfig, LogConfig
 from .models.network import EndpointSettings
@@ -158,6 +158,8 @@ def _check_config(config: ContainerConfig) -> None:
     for option, text in (("Hostname", config.hostname), ("Domainname", config.domainname)):
         if len(text) > 64 or re.search(r"[\s\0/]", text):
             raise InvalidParameter(f"invalid {option}: '{text}'")
+    if config.stop_signal:
+        signals.parse(config.stop_signal)
     if config.stop_timeout is not None and config.stop_timeout < -1:
         raise InvalidParameter(f"invalid StopTimeout: {config.stop_timeout}")
     for argument in (*(config.entrypoint or ()), *(config.cmd or ())):
