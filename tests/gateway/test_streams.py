@@ -55,7 +55,7 @@ async def test_run_attached_shows_the_output_and_the_exit_code(
     waiting = await client.connect()
     waiting.send("POST", "/containers/web/wait?condition=next-exit")
     assert (await waiting.head()).status == 200
-    assert (await client.post("/containers/web/start")).status == 204
+    assert (await client.post("/containers/web/start", b"{}")).status == 204
     container = created.json["Id"]
     engine.prints(container, b"hello\n")
     engine.prints(container, b"oops\n", stream=2)

@@ -91,7 +91,8 @@ class CommandRoutes:
 
     async def start(self, request: Request) -> Reply:
         """Start it; there is nothing to say besides."""
-        if await request.body(self._gateway.settings.max_json_body):
+        # As in Docker: what is shorter than any object with a field (`{}`, `null`) says nothing.
+        if len(await request.body(self._gateway.settings.max_json_body)) > 7:
             raise InvalidParameter(
                 "starting container with non-empty request body is not supported"
             )
