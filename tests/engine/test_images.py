@@ -57,7 +57,8 @@ def test_commit_keeps_what_was_written_deleted_and_said(e: Engine) -> None:
     history = e.api("GET", "/images/new:1/history").json
     assert history[0]["CreatedBy"] == f"sh -c {script}"
     assert history[0]["Size"] == len("hi\n")
-    assert e.actions("box")[-1] == "commit"
+    told = e.events(type="container", container="box")[-1]
+    assert (told["Action"], told["Actor"]["Attributes"]["imageRef"]) == ("commit", "new:1")
 
 
 def test_commit_pauses_a_running_container_unless_told_not_to(e: Engine) -> None:

@@ -18,6 +18,7 @@ from mooring.kit.models.base import Done
 from mooring.kit.models.container import ContainerRecord, ContainerRequest, State
 from mooring.kit.models.event import Event
 from mooring.kit.models.image import CommitContainer, ImageCommitted
+from mooring.kit.references import familiar
 
 from . import platforms
 from .commit import commit as make
@@ -54,7 +55,8 @@ async def commit(service: ImageService, bus: Bus, request: CommitContainer) -> I
     }
 
     def event(image_id: str) -> Event:
-        own = {"comment": request.message, "imageID": image_id, "imageRef": request.reference}
+        reference = familiar(request.reference) if request.reference else ""
+        own = {"comment": request.message, "imageID": image_id, "imageRef": reference}
         return _event(record, request.request_id, own)
 
     origin = Origin(
