@@ -16,6 +16,12 @@ def create(body: dict[str, Any]) -> Any:
     return create_request(body, "web", "")
 
 
+@pytest.mark.parametrize("limit", [0, -1, -5])
+def test_what_asks_for_no_limit_is_not_recorded(limit: int) -> None:
+    host = create({"Image": "bb", "HostConfig": {"PidsLimit": limit, "MemorySwappiness": -1}})
+    assert (host.host_config.pids_limit, host.host_config.memory_swappiness) == (None, None)
+
+
 def test_a_whole_body_becomes_a_command() -> None:
     command = create(
         {

@@ -56,12 +56,22 @@ def create_request(body: dict[str, Any], name: str, platform: str) -> CreateCont
         name=name,
         platform=platform,
         config=fit(ContainerConfig, body),
-        host_config=fit(HostConfig, host, where="HostConfig"),
+        host_config=_recorded(fit(HostConfig, host, where="HostConfig")),
         networking={
             network: fit(EndpointSettings, given or {}, where=f"EndpointsConfig.{network}")
             for network, given in endpoints.items()
         },
     )
+
+
+def _recorded(host: HostConfig) -> HostConfig:
+    """As Docker records it: what asks for no limit asks for nothing."""
+    changes: dict[str, None] = {}
+    if host.pids_limit is not None and host.pids_limit <= 0:
+        changes["pids_limit"] = None
+    if host.memory_swappiness == -1:
+        changes["memory_swappiness"] = None
+    return host.model_copy(update=changes) if changes else host
 
 
 _FIXED = (
