@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from typing import Any
@@ -19,12 +20,14 @@ from mooring.kit.models.container import (
     ContainerRecord,
     Endpoint,
     Health,
+    HealthConfig,
     HostConfig,
     MountPoint,
     NetworkState,
     State,
 )
 from mooring.kit.models.host import HostResize, OpenStream
+from mooring.kit.models.image import HistoryEntry
 
 from .client import Answer, Client
 from .fakes import SECOND, FakeEngine
@@ -146,6 +149,27 @@ async def test_bad_filters_are_refused(
     assert (answer.status, words in answer.message) == (status, True), answer.body
 
 
+async def test_an_ancestor_is_what_an_image_was_made_upon(
+    client: Client, engine: FakeEngine
+) -> None:
+    base = await engine.add_image("base")
+    steps = [HistoryEntry(created_by="ENV a=b")]
+    built = await engine.add_image("built", parent=base.id, layers=base.layers, history=steps)
+    await engine.add_image("loaded", layers=[*base.layers, *(await engine.add_image()).layers])
+    await engine.add_image("sibling", layers=base.layers)
+    for name in ("base", "built", "loaded", "sibling"):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        await engine.add(f"of-{name}", image=name, image_id=f"sha256:{digest}")
+    assert await names(client, {"ancestor": ["base"]}, "all=1") == {
+        "of-base",
+        "of-built",
+        "of-loaded",
+    }
+    assert await names(client, {"ancestor": [built.id]}, "all=1") >= {"of-built"}
+    assert await names(client, {"ancestor": ["sibling"]}, "all=1") >= {"of-sibling"}
+    assert "of-base" not in await names(client, {"ancestor": ["built", "sibling"]}, "all=1")
+
+
 async def test_the_list_is_newest_first_and_limited(client: Client, three: object) -> None:
     rows = (await listed(client, query="all=true")).json
     assert [row["Names"] for row in rows] == [["/three"], ["/two"], ["/one"]]
@@ -206,6 +230,17 @@ async def test_inspect_is_complete(client: Client, three: Any) -> None:
     assert exited["Mounts"][0]["Destination"] == "/dst"
 
 
+async def test_inspect_leaves_out_what_is_not_set(client: Client, engine: FakeEngine) -> None:
+    health = HealthConfig(test=["CMD", "true"], interval=5 * SECOND)
+    config = ContainerConfig(healthcheck=health, stop_timeout=0)
+    await engine.add("one", config=config)
+    for version in ("", "/v1.41"):
+        found = (await client.get(f"{version}/containers/one/json")).json["Config"]
+        assert found["Healthcheck"] == {"Test": ["CMD", "true"], "Interval": 5 * SECOND}
+        assert found["StopTimeout"] == 0
+        assert not {"MacAddress", "StopSignal", "Shell"} & set(found)
+
+
 async def test_sizes_are_asked_of_the_host(client: Client, three: object) -> None:
     rows = (await client.get("/containers/json?size=1&all=1")).json
     assert {(row["SizeRw"], row["SizeRootFs"]) for row in rows} == {(3, 8)}
@@ -258,6 +293,7 @@ async def test_images_are_listed_found_and_described(client: Client, engine: Fak
     assert [row["RepoTags"] for row in rows] == [["some.host:5000/path/app:v2"], ["bb:latest"]]
     assert "VirtualSize" not in rows[0]
     assert "VirtualSize" in (await client.get("/v1.43/images/json")).json[0]
+    assert (await client.get("/v1.42/images/json")).json[0]["RepoDigests"] == []
     for name in ("bb", "bb:latest", "docker.io/library/bb", image.id, image.id[7:19]):
         assert (await client.get(f"/images/{name}/json")).json["Id"] == image.id
     assert "Hostname" not in (await client.get("/images/bb/json")).json["Config"]

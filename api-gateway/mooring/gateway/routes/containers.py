@@ -87,13 +87,13 @@ class ContainerRoutes:
     def inspect(self, request: Request) -> Reply:
         """Everything about one container."""
         views = self._gateway.engine.containers
-        return views.inspect(views.find(request.name), request.version)
+        return views.inspect(views.find(request.name))
 
     async def sized_inspect(self, request: Request) -> Reply:
         """The same with SizeRw and SizeRootFs."""
         views = self._gateway.engine.containers
         record = views.find(request.name)
-        reply = views.inspect(record, request.version)
+        reply = views.inspect(record)
         if not query.flag(request, "size"):
             return reply
         body = json.loads(reply.body)

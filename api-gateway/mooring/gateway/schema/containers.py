@@ -108,9 +108,7 @@ def _network_mode(record: ContainerRecord) -> str:
     return "bridge" if mode in ("", "default") else mode
 
 
-def inspect(
-    record: ContainerRecord, exec_ids: list[str], run_dir: str, version: tuple[int, int]
-) -> dict[str, Any]:
+def inspect(record: ContainerRecord, exec_ids: list[str], run_dir: str) -> dict[str, Any]:
     """The whole of a container. run_dir is the host's, where the files of its runs are."""
     directory = f"{run_dir}/shims/{record.id}.{record.run}"
     started = record.run > 0
@@ -144,7 +142,7 @@ def inspect(
             },
         },
         "Mounts": [_mount(mount) for mount in record.mounts if not mount.hidden],
-        "Config": _config(record, version),
+        "Config": _config(record),
         "NetworkSettings": _network_settings(record),
     }
 
@@ -182,16 +180,23 @@ def _state(record: ContainerRecord) -> dict[str, Any]:
     return found
 
 
-def _config(record: ContainerRecord, version: tuple[int, int]) -> dict[str, Any]:
+def _config(record: ContainerRecord) -> dict[str, Any]:
     found = record.config.model_dump(by_alias=True)
-    for name in ("ExposedPorts", "Healthcheck", "StopSignal", "StopTimeout", "Shell"):
+    for name in (
+        "ExposedPorts",
+        "Healthcheck",
+        "StopSignal",
+        "Shell",
+        "ArgsEscaped",
+        "NetworkDisabled",
+        "MacAddress",
+    ):
         if not found[name]:
             del found[name]
-    for name in ("ArgsEscaped", "NetworkDisabled"):
-        if not found[name]:
-            del found[name]
-    if not found["MacAddress"] and version >= (1, 44):
-        del found["MacAddress"]
+    if found["StopTimeout"] is None:
+        del found["StopTimeout"]
+    if health := found.get("Healthcheck"):
+        found["Healthcheck"] = {name: value for name, value in health.items() if value}
     found["Env"] = found["Env"] or []
     found["Labels"] = found["Labels"] or {}
     found["Hostname"] = found["Hostname"] or record.id[:12]

@@ -81,9 +81,9 @@ def summary(
     }
     if version < (1, 44):
         found["VirtualSize"] = image.size
-    if version < (1, 43):
-        found["RepoTags"] = tags or ["<none>:<none>"]
-        found["RepoDigests"] = digests or ["<none>@<none>"]
+    if version < (1, 43) and not tags and not digests:
+        found["RepoTags"] = ["<none>:<none>"]
+        found["RepoDigests"] = ["<none>@<none>"]
     return found
 
 

@@ -57,7 +57,7 @@ class ContainerViews:
         self._listed: dict[str, _Listed] = {}
         self._lists: dict[bool, tuple[int, Reply]] = {}
         self._image_generation = images.generation
-        self._inspected: dict[str, dict[bool, Reply]] = {}
+        self._inspected: dict[str, Reply] = {}
         for exec_entry in execs.values():
             self._exec_changed(exec_entry.key, None, exec_entry)
         mirror.subscribe(self._changed)
@@ -175,20 +175,13 @@ class ContainerViews:
         self._follow_images()
         return self._entry(record, time.time_ns()).body
 
-    def inspect(self, record: ContainerRecord, version: tuple[int, int]) -> Reply:
-        """The container's whole description."""
-        # The only difference between the served versions, see schema.containers._config.
-        shape = version >= (1, 44)
-        kept = self._inspected.setdefault(record.id, {})
-        reply = kept.get(shape)
+    def inspect(self, record: ContainerRecord) -> Reply:
+        """The container's whole description; the same in every version served."""
+        reply = self._inspected.get(record.id)
         if reply is None:
-            body = schema.inspect(
-                record,
-                sorted(self._execs.get(record.id, ())),
-                self._run_dir(record.node),
-                version,
-            )
-            reply = kept[shape] = Reply(200, dumps(body) + b"\n", JSON)
+            exec_ids = sorted(self._execs.get(record.id, ()))
+            body = schema.inspect(record, exec_ids, self._run_dir(record.node))
+            reply = self._inspected[record.id] = Reply(200, dumps(body) + b"\n", JSON)
         return reply
 
     def exec_ids(self, container_id: str) -> list[str]:

@@ -144,7 +144,11 @@ def _age(views: ContainerViews, name: str, values: list[str]) -> Test:
 
 
 def _ancestor(images: ImageViews, values: list[str]) -> Test:
-    """Containers of an image, or of one that was built on it: whose layers begin with its."""
+    """Containers of an image, or of one that was built on it.
+
+    Either it says so, or its layers are that image's and more. (Images that differ in nothing but
+    their configuration have the same layers, and none of them need be another's ancestor.)
+    """
     stacks: list[tuple[str, list[str]]] = []
     for value in values:
         try:
@@ -156,8 +160,10 @@ def _ancestor(images: ImageViews, values: list[str]) -> Test:
     def test(record: ContainerRecord) -> bool:
         mine = images.get(record.image_id)
         layers = [layer.diff_id for layer in mine.layers] if mine is not None else []
+        lineage = {each for each, _ in images.lineage(mine)} if mine is not None else set()
         return any(
-            record.image_id == image_id or (stack and layers[: len(stack)] == stack)
+            image_id in {record.image_id, *lineage}
+            or (stack and len(layers) > len(stack) and layers[: len(stack)] == stack)
             for image_id, stack in stacks
         )
 
