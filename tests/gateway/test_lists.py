@@ -335,6 +335,12 @@ async def test_images_are_tagged_and_untagged(client: Client, engine: FakeEngine
     assert (await client.get("/images/other:v1/json")).status == 404
 
 
+async def test_scratch_is_not_pulled(client: Client) -> None:
+    for query in ("fromImage=scratch", "fromImage=docker.io/library/scratch&tag=1"):
+        answer = await client.post(f"/images/create?{query}")
+        assert (answer.status, answer.message) == (403, "'scratch' is a reserved name")
+
+
 async def test_an_archive_is_passed_on_whole(client: Client, engine: FakeEngine) -> None:
     data = bytes(range(256)) * 8192
     answer = await client.post("/images/load?quiet=1", data)

@@ -8,7 +8,6 @@ import json
 import pytest
 
 from mooring.gateway.routes.transfers import registry_auth
-from mooring.kit.errors import InvalidParameter
 from mooring.kit.models.registry import RegistryAuth
 
 
@@ -40,6 +39,10 @@ def test_nothing_is_nobody() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"[1]", b"{", b'{"username": 5}', b"\xff"])
-def test_what_is_no_credentials_is_refused(raw: bytes) -> None:
-    with pytest.raises(InvalidParameter):
-        _parse(base64.b64encode(raw).decode())
+def test_what_is_no_credentials_is_nobody(raw: bytes) -> None:
+    assert _parse(base64.b64encode(raw).decode()) == RegistryAuth()
+
+
+def test_what_is_no_base64_is_nobody() -> None:
+    for text in ("!!", "a", "é"):
+        assert _parse(text) == RegistryAuth()

@@ -22,7 +22,7 @@ from mooring.gateway.router import Route
 from mooring.gateway.schema import query
 from mooring.gateway.schema.decode import json_body
 from mooring.kit import references, subjects
-from mooring.kit.errors import EngineError, InvalidParameter
+from mooring.kit.errors import EngineError, Forbidden, InvalidParameter
 from mooring.kit.models.base import Done
 from mooring.kit.models.base import Request as Message
 from mooring.kit.models.image import ImageRecord
@@ -255,7 +255,10 @@ def _error(message: str) -> bytes:
 
 
 def registry_auth(request: Request) -> RegistryAuth:
-    """The credentials of `X-Registry-Auth`: none if it is missing or empty; InvalidParameter."""
+    """The credentials of `X-Registry-Auth`: none if it is missing, empty or says nothing we know.
+
+    Docker ignores what it cannot decode as well; a registry that wants credentials will say so.
+    """
     text = request.head.headers.get("x-registry-auth", "")
     if not text or len(text) > _HEADER_LIMIT:
         return RegistryAuth()
@@ -263,9 +266,9 @@ def registry_auth(request: Request) -> RegistryAuth:
         # Both alphabets and any padding are sent in practice.
         plain = text.rstrip("=").replace("+", "-").replace("/", "_")
         value = json.loads(base64.urlsafe_b64decode(plain + "=" * (-len(plain) % 4)))
-    except (binascii.Error, ValueError, RecursionError) as exc:
-        raise InvalidParameter(f"invalid X-Registry-Auth header: {exc}") from None
-    return _auth_of(value)
+        return _auth_of(value)
+    except (binascii.Error, ValueError, RecursionError, InvalidParameter):
+        return RegistryAuth()
 
 
 def _auth_of(value: Any) -> RegistryAuth:
@@ -291,6 +294,8 @@ async def _auth_of_body(request: Request, limit: int) -> RegistryAuth:
 def _pulled_reference(image: str, tag: str) -> references.Reference:
     """What `fromImage` and `tag` name together; without a tag all of the repository."""
     reference = references.parse(image)
+    if reference.familiar_name == "scratch":
+        raise Forbidden("'scratch' is a reserved name")
     if not tag:
         return reference._replace(tag="") if reference.digest else reference
     if ":" in tag:
