@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from mooring.gateway.frames import STDERR, STDOUT, FrameError, FrameReader
-from mooring.gateway.output import Formatter, error_text, timestamp
+from mooring.gateway.output import Formatter, error_text, multiplexed, timestamp
 
 from .fakes import SECOND, frame
 
@@ -92,6 +92,32 @@ def test_a_client_gets_what_it_asked_for(
     formatter = Formatter(raw=False, **options)  # type: ignore[arg-type]
     out = b"".join(map(formatter.feed, cuts(LOG, seed)))
     assert unmux(out) == expected
+
+
+def test_in_a_log_each_line_is_a_frame() -> None:
+    out = Formatter(raw=False, lines=True).feed(frame(STDERR, b"one\n\ntwo") + LOG)
+    frames = [multiplexed(STDERR, part) for part in (b"one\n", b"\n", b"two")]
+    assert out.startswith(b"".join(frames))
+    assert unmux(out[sum(map(len, frames)) :]) == {1: b"one\ntwo\nthree\n", 2: b"err\n"}
+    out = Formatter(raw=False, lines=True, details="", stderr=False).feed(LOG)
+    assert out.startswith(multiplexed(STDOUT, b" one\n"))
+    assert Formatter(raw=True, lines=True, stderr=False).feed(LOG) == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\n" * 60000, b"abc\n" * 15000, b"x" * 60000, b"y\nzz" * 9000]
+)
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_a_step_is_bounded_and_loses_nothing(payload: bytes, timestamps: bool) -> None:
+    formatter = Formatter(raw=False, lines=True, timestamps=timestamps)
+    log, at, found = frame(STDOUT, payload), 0, b""
+    while at < len(log):
+        piece = log[at : at + formatter.step(log[at:])]
+        out = formatter.feed(piece)
+        assert len(out) <= 60 * 1024
+        found += out
+        at += len(piece)
+    assert timestamps or unmux(found) == {1: payload}
 
 
 def test_a_line_over_two_frames_has_one_timestamp() -> None:

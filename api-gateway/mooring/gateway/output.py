@@ -11,12 +11,43 @@ _MUX = struct.Struct(">BxxxI")
 _STATE = struct.Struct("<QIBQBBBBBB")
 """Offset in the log; what is left of the frame there, its stream and time; the flags."""
 _ERROR_STREAM = 3
+_USUAL = 1024
+"""Heads of frames are kept for lines of up to so many bytes."""
+_LINES_STEP = 24 * 1024
+_FEW_LINES = 4608
+"""Lines whose heads leave room for _LINES_STEP bytes in 60 KiB; also a step of lines only."""
 _NEWLINE = 10
 
 
 def multiplexed(stream: int, data: bytes) -> bytes:
     """One frame of Docker's multiplexed stream."""
     return _MUX.pack(stream, len(data)) + data
+
+
+class _Heads(dict[int, bytes]):
+    """The heads of one stream's frames by the length of a line without its newline."""
+
+    def __init__(self, stream: int) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __missing__(self, length: int) -> bytes:
+        head = _MUX.pack(self._stream, length + 1)
+        if length < _USUAL:
+            self[length] = head
+        return head
+
+
+_HEADS = {STDOUT: _Heads(STDOUT), STDERR: _Heads(STDERR)}
+
+
+def by_line(stream: int, payload: bytes | memoryview) -> bytes:
+    """A frame for each line, and one for what is left after the last newline."""
+    *lines, rest = bytes(payload).split(b"\n")
+    heads = _HEADS[stream]
+    frames = [heads[len(line)] + line for line in lines]
+    frames.append(multiplexed(stream, rest) if rest else b"")
+    return b"\n".join(frames)
 
 
 def error_text(message: str, *, raw: bool) -> bytes:
@@ -34,15 +65,16 @@ def timestamp(time_ns: int) -> str:
 class Formatter:
     """Turns log bytes into what is sent to one client.
 
-    Payloads are passed whole unless every line needs a prefix; even then the work is one
-    `replace` for a piece. Frames outside [since_ns, until_ns] are left out; `finished` says that
-    one after until_ns has come.
+    Payloads are passed whole unless every line needs a prefix, or (lines) a frame of its own, as
+    it has in Docker's logs: clients take a frame for a line. Frames outside [since_ns, until_ns]
+    are left out; `finished` says that one after until_ns has come.
     """
 
     def __init__(
         self,
         *,
         raw: bool,
+        lines: bool = False,
         stdout: bool = True,
         stderr: bool = True,
         timestamps: bool = False,
@@ -53,6 +85,7 @@ class Formatter:
         self.finished = False
         self.frames = FrameReader()
         self._raw = raw
+        self._lines = lines and not raw
         self._wanted = {STDOUT} if stdout else set()
         if stderr:
             self._wanted.add(STDERR)
@@ -72,10 +105,14 @@ class Formatter:
         self._fresh = {STDOUT: True, STDERR: True}
         """By stream: whether the next byte begins a line."""
 
-    @property
-    def step(self) -> int:
-        """Bytes of the log that come to at most 60 KiB for the client: lines may get prefixes."""
-        return 1024 if self._prefixed else 48 * 1024
+    def step(self, data: bytes | memoryview) -> int:
+        """How much of these bytes of the log comes to at most 60 KiB for the client."""
+        if self._prefixed:
+            return 1024
+        if not self._lines:
+            return 48 * 1024
+        few = bytes(data[:_LINES_STEP]).count(b"\n") <= _FEW_LINES
+        return _LINES_STEP if few else _FEW_LINES
 
     def state(self, offset: int) -> bytes:
         """How to go on when everything of the log before `offset` was fed; see `restore`."""
@@ -109,14 +146,11 @@ class Formatter:
         if self._next is not None:
             self._next += len(data)
         pieces = self.frames.feed(data)
-        wanted, raw = self._wanted, self._raw
         if self._simple:
+            wanted = self._wanted
             for stream, _, payload, _, _ in pieces:
                 if stream in wanted and payload:
-                    if not raw:
-                        out.append(_MUX.pack(stream, len(payload)))
-                    out.append(payload)
-                    self._last = stream
+                    self._add(stream, payload, out)
         else:
             for piece in pieces:
                 self._piece(piece, out)
@@ -149,7 +183,12 @@ class Formatter:
             return
         if self._prefixed:
             payload = self._with_prefix(stream, piece.time_ns, bytes(payload))
-        if not self._raw:
+        self._add(stream, payload, out)
+
+    def _add(self, stream: int, payload: bytes | memoryview, out: list[bytes | memoryview]) -> None:
+        if self._lines:
+            payload = by_line(stream, payload)
+        elif not self._raw:
             out.append(_MUX.pack(stream, len(payload)))
         out.append(payload)
         self._last = stream

@@ -69,6 +69,7 @@ def formatter_of(plan: OutputPlan) -> Formatter:
     """What makes a client's bytes of the log's."""
     return Formatter(
         raw=plan.raw,
+        lines=plan.kind == "logs",
         stdout=plan.stdout,
         stderr=plan.stderr,
         timestamps=plan.timestamps,
@@ -87,11 +88,12 @@ async def formatted(
             if out := formatter.feed(data, offset):
                 yield out, None
             continue
-        size = formatter.step
-        for at in range(0, len(data), size):
-            piece = data[at : at + size]
+        at = 0
+        while at < len(data):
+            piece = data[at : at + formatter.step(data[at:])]
             if out := formatter.feed(piece, offset + at):
                 yield out, formatter.state(offset + at + len(piece))
+            at += len(piece)
 
 
 @dataclass(slots=True)
