@@ -211,6 +211,26 @@ def test_files_arrive_with_their_modes_and_the_owners_asked_for(
     ]
 
 
+def test_what_is_copied_from_a_stage_keeps_its_owner(engine: Engine, context: Path) -> None:
+    text = (
+        "FROM bb AS made\nRUN mkdir -p /src/dir && echo a > /src/f && ln -s f /src/l"
+        " && chown -hR 5:6 /src && chown 7:8 /src/dir && chmod 4755 /src/f\n"
+        "FROM bb\nCOPY --from=made /src /new\nCOPY --from=made /src/f /one\n"
+        "COPY --from=made --chown=20:30 /src /owned\nCOPY --from=made --chmod=600 /src/f /mode\n"
+        "RUN stat -c '%n %u:%g %a' /new /new/f /new/l /new/dir /one /owned/dir /mode\n"
+    )
+    out = build(engine, context, text).stdout
+    assert [line for line in out.splitlines() if line.startswith("/")] == [
+        "/new 0:0 755",
+        "/new/f 5:6 4755",
+        "/new/l 5:6 777",
+        "/new/dir 7:8 755",
+        "/one 5:6 4755",
+        "/owned/dir 20:30 755",
+        "/mode 5:6 600",
+    ]
+
+
 def test_add_unpacks_local_archives_and_fetches_urls(engine: Engine, context: Path) -> None:
     for name, mode in (("a.tar", "w"), ("b.tgz", "w:gz"), ("c.tar.xz", "w:xz"), ("d", "w:bz2")):
         with tarfile.open(context / name, mode) as tar:  # type: ignore[call-overload]

@@ -68,7 +68,10 @@ class Copies:
                 )
                 small = root is None and len(self._context) <= _SMALL
                 found += find() if small else await asyncio.to_thread(find)
-        return copying.plan(found, destination, workdir, chown, chmod, command.name)
+        kept = root is not None
+        return copying.plan(
+            found, destination, workdir, chown, chmod, command.name, keeps_owners=kept
+        )
 
     def perform(self, made: Plan, chain: Sequence[str], name: str) -> Layer | None:
         """Make the layer of a plan. StepError, OSError. Blocking."""

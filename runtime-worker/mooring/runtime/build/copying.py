@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mooring.runtime.images.compress import CompressionError, Read, decompressed, detect, peek
 from mooring.runtime.images.tar import TarError
@@ -58,6 +58,8 @@ class Plan:
     mode: int | None = None
     shown: str = ""
     """The destination as the Dockerfile has it."""
+    keeps_owners: bool = False
+    """What comes from another image is whose it was there, unless --chown says otherwise."""
 
     @property
     def digest(self) -> str:
@@ -112,7 +114,14 @@ def _leaves(path: str) -> bool:
 
 
 def plan(
-    sources: Sequence[Source], destination: str, workdir: str, chown: str, chmod: str, name: str
+    sources: Sequence[Source],
+    destination: str,
+    workdir: str,
+    chown: str,
+    chmod: str,
+    name: str,
+    *,
+    keeps_owners: bool = False,
 ) -> Plan:
     """Put together what was found; StepError."""
     if not sources:
@@ -133,7 +142,7 @@ def plan(
             f"When using {name} with more than one source file, the destination must be a "
             "directory and end with a /"
         )
-    return Plan(tuple(sources), path, chown, mode, destination)
+    return Plan(tuple(sources), path, chown, mode, destination, keeps_owners and not chown)
 
 
 def perform(made: Plan, root: int, name: str, *, limit: int) -> None:
@@ -158,7 +167,7 @@ def _perform(made: Plan, source: Source, target: Root, owner: Owner, limit: int)
     if source.entry.kind is Kind.DIRECTORY:
         directory = target.make_directories(destination, owner)
         try:
-            _copy_tree(source, directory, owner, made.mode, times)
+            _copy_tree(source, directory, None if made.keeps_owners else owner, made.mode, times)
         finally:
             os.close(directory)
         times.set()
@@ -175,15 +184,16 @@ def _perform(made: Plan, source: Source, target: Root, owner: Owner, limit: int)
     above, _, name = destination.rpartition("/")
     directory = target.make_directories(above, owner)
     try:
-        put(directory, name, _with_mode(source.entry, made.mode), owner, _data(source))
+        placed = _with_mode(source.entry, made.mode)
+        put(directory, name, placed, _own(placed) if made.keeps_owners else owner, _data(source))
     finally:
         os.close(directory)
 
 
 def _copy_tree(
-    source: Source, directory: int, owner: Owner, mode: int | None, times: Times
+    source: Source, directory: int, owner: Owner | None, mode: int | None, times: Times
 ) -> None:
-    """The content of a directory into another one."""
+    """The content of a directory into another one; without an owner everything keeps its own."""
     tree = source.tree
     open_directories: list[tuple[str, int]] = [("", os.dup(directory))]
     try:
@@ -194,22 +204,24 @@ def _copy_tree(
             into = open_directories[-1][1]
             placed = _with_mode(entry, mode)
             if entry.kind is Kind.DIRECTORY:
-                fd = put_directory(into, name, placed, owner, times)
+                fd = put_directory(into, name, placed, owner or _own(placed), times)
                 open_directories.append((relative, fd))
                 continue
             full = f"{source.path}/{relative}" if source.path else relative
-            put(into, name, placed, owner, _data_of(tree, full, entry))
+            put(into, name, placed, owner or _own(placed), _data_of(tree, full, entry))
     finally:
         for _, fd in open_directories:
             os.close(fd)
 
 
+def _own(entry: Entry) -> Owner:
+    return Owner(entry.uid, entry.gid)
+
+
 def _with_mode(entry: Entry, mode: int | None) -> Entry:
     if mode is None or entry.kind is Kind.SYMLINK:
         return entry
-    changed = Entry(entry.kind, mode, size=entry.size, mtime_ns=entry.mtime_ns, offset=entry.offset)
-    changed.device, changed.xattrs, changed.content = entry.device, entry.xattrs, entry.content
-    return changed
+    return replace(entry, mode=mode)
 
 
 def _data(source: Source) -> Data | None:
