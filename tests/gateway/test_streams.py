@@ -8,6 +8,8 @@ import socket
 import struct
 import time
 
+import pytest
+
 from mooring.gateway.output import Formatter
 from mooring.gateway.routes.execs import ExecRoutes
 from mooring.gateway.sessions.plans import AttachPlan
@@ -335,6 +337,21 @@ async def test_wait_for_the_removal_sees_the_tombstone(client: Client, engine: F
     await client.request("DELETE", "/containers/web")
     assert json.loads(await waiting.chunk()) == {"StatusCode": 5}
     assert (await client.get("/containers/web/json")).status == 404
+
+
+@pytest.mark.parametrize("condition", ["not-running", "next-exit", "removed"])
+async def test_wait_for_what_is_removed_by_force_has_its_exit_code(
+    client: Client, engine: FakeEngine, condition: str
+) -> None:
+    record = await engine.running("web")
+    waiting = await client.connect()
+    waiting.send("POST", f"/containers/web/wait?condition={condition}")
+    assert (await waiting.head()).status == 200
+    await engine.change(record.id, state=State.REMOVING)
+    ended = {"pid": 0, "exit_code": 137, "finished_ns": time.time_ns()}
+    await engine.change(record.id, **ended)
+    await engine.change(record.id, state=State.REMOVED)
+    assert json.loads(await waiting.chunk()) == {"StatusCode": 137}
 
 
 async def test_events_of_the_past_and_those_that_come(client: Client, engine: FakeEngine) -> None:

@@ -114,4 +114,6 @@ class _Waiting:
 
 
 def _is_running(record: ContainerRecord) -> bool:
-    return record.state in RUNNING_STATES or record.state is State.STARTING
+    # One that is being removed by force runs until it has been killed: only then is there a code.
+    ending = record.state is State.REMOVING and record.pid != 0
+    return record.state in RUNNING_STATES or record.state is State.STARTING or ending
