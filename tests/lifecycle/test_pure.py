@@ -10,6 +10,7 @@ from mooring.kit.errors import Conflict, EngineError, InvalidParameter, NotModif
 from mooring.kit.models.container import (
     ContainerConfig,
     ContainerRecord,
+    Health,
     HealthConfig,
     HostConfig,
     State,
@@ -106,6 +107,14 @@ def test_an_exit_is_applied_once() -> None:
     ended = exits.exited(running, end, CLAIM)
     assert (ended.state, ended.exit_code) == (State.EXITED, 3)
     assert exits.exited(ended, end, CLAIM) is ended
+
+
+def test_what_has_ended_is_not_healthy() -> None:
+    running = record(State.RUNNING, pid=7)
+    healthy = running.model_copy(update={"health": Health(status="healthy")})
+    ended = exits.exited(healthy, Exit(1, 0, 10, 20), CLAIM)
+    assert ended.health is not None
+    assert (ended.health.status, actions(ended)) == ("unhealthy", ["die"])
 
 
 def test_an_exit_that_is_lost_is_255_and_says_so() -> None:

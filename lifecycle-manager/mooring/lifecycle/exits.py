@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mooring.kit.models.container import ContainerRecord, NetworkState, State
+from mooring.kit.models.container import ContainerRecord, Health, NetworkState, State
 
 from .events import Happening, mounted, unmounted
 from .states import (
@@ -86,6 +86,7 @@ def exited(record: ContainerRecord, exit: Exit, claim: Claim) -> ContainerRecord
         oom_killed=exit.oom_killed or (record.oom_killed and exit.run == record.run),
         error=exit.error or (UNKNOWN if exit.exit_code is None else ""),
         network=NetworkState(),
+        health=_unwatched(record.health),
         restart_count=max(record.restart_count, exit.restart_count),
         **_after_exit(record, exit),
     )
@@ -106,6 +107,11 @@ def _after_exit(record: ContainerRecord, exit: Exit) -> dict[str, object]:
         # Still a transition: whoever finds it abandoned here starts it.
         return {"state": State.EXITED}
     return {**AT_REST, "state": State.EXITED, "restart_wanted": False}
+
+
+def _unwatched(health: Health | None) -> Health | None:
+    """What Docker shows of a container whose health nobody watches any more."""
+    return health and health.model_copy(update={"status": "unhealthy"})
 
 
 def _was_killed_late(record: ContainerRecord, exit_code: int, finished_ns: int) -> bool:
