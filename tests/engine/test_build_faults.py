@@ -131,6 +131,12 @@ def test_a_quiet_build_says_the_id_alone(engine: Engine, context: Path) -> None:
     assert done.stdout.strip() == image_id(engine, "quiet")
 
 
+def test_a_quiet_build_of_what_is_no_dockerfile_is_refused(engine: Engine, context: Path) -> None:
+    done = build(engine, context, "FROM bb\nNOPE x\n", "-q", check=False)
+    words = "dockerfile parse error line 2: unknown instruction: NOPE"
+    assert f"Error response from daemon: {words}" in done.stderr
+
+
 def test_what_is_in_between_is_shown_with_all_and_goes_with_the_image(
     engine: Engine, context: Path
 ) -> None:

@@ -181,7 +181,7 @@ class Builder:
         known = isinstance(exc, EngineError) or message != f"internal error: {exc}"
         if not known:
             logger.error("a build failed", exc_info=exc)
-        if output.started or output.quiet:
+        if not output.silent:
             output.failed(message, code)
             return BuildDone()
         if isinstance(exc, EngineError):

@@ -31,6 +31,11 @@ class Output:
         self._changed = asyncio.Event()
         self._drained = asyncio.Event()
 
+    @property
+    def silent(self) -> bool:
+        """Whether there is nothing that would be said before an error: then it is a status."""
+        return not self.started and not self._kept
+
     # --- the build's side ---
 
     def say(self, text: str) -> None:
