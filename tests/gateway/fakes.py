@@ -155,7 +155,15 @@ class FakeEngine:
             await networks.put(id_, record)
         nodes = await bus.bucket(subjects.BUCKET_NODES, NodeRecord)
         await nodes.put(
-            NODE, NodeRecord(id=NODE, name="host", state_dir="/state", run_dir="/run/m", cpus=2)
+            NODE,
+            NodeRecord(
+                id=NODE,
+                name="host",
+                state_dir="/state",
+                filesystem="ext4",
+                run_dir="/run/m",
+                cpus=2,
+            ),
         )
         await bus.serve(subjects.CONTAINER_CREATE, CreateContainer, self.create)
         await bus.serve(subjects.CONTAINER_START, StartContainer, self.start)

@@ -397,6 +397,10 @@ async def test_info_counts_what_there_is(client: Client, three: object) -> None:
     info = (await client.get("/info")).json
     assert [info[f"Containers{what}"] for what in ("", "Running", "Stopped")] == [3, 1, 2]
     assert (info["Images"], info["Name"], info["NCPU"]) == (1, "host", 2)
+    # Graphical clients offer these drivers.
+    assert info["Plugins"]["Volume"] == ["local"]
+    assert {"bridge", "macvlan", "ipvlan"} <= set(info["Plugins"]["Network"])
+    assert info["DriverStatus"][0] == ["Backing Filesystem", "extfs"]
 
 
 @pytest.mark.parametrize(

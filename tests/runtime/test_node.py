@@ -28,6 +28,9 @@ def test_the_record_of_a_host_names_its_kernel_and_its_means(tmp_path: Path) -> 
     assert record.cpus >= 1
     assert record.memory > 1 << 26
     assert record.cgroup_version in ("1", "2")
+    for directory, type_ in (("/proc", "proc"), (tmp_path / "no", "")):
+        settings = load({"state_dir": directory, "node_id": "here"}, environ={})
+        assert node.describe(settings).filesystem == type_
 
 
 @pytest.mark.kernel

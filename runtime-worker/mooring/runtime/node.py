@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from mooring.kit import capabilities
 from mooring.kit.config import Settings
@@ -87,6 +88,7 @@ def describe(settings: Settings) -> NodeRecord:
         cgroup_version=str(cgroups.version()),
         security_options=_security_options(),
         state_dir=str(settings.state_dir),
+        filesystem=_filesystem(settings.state_dir),
         run_dir=str(settings.run_dir),
         warnings=[
             f"{finding.name}: {finding.detail}; {finding.cost}"
@@ -94,6 +96,21 @@ def describe(settings: Settings) -> NodeRecord:
             if not finding.ok and finding.severity is not Severity.INFO
         ],
     )
+
+
+def _filesystem(directory: Path) -> str:
+    """The type of the file system that a directory is on; empty if that cannot be told."""
+    found = ""
+    try:
+        device = directory.stat().st_dev
+        with open("/proc/self/mountinfo") as file:
+            for line in file:
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                    found = rest.split()[0]
+    except OSError:
+        return ""
+    return found
 
 
 def examine() -> list[Finding]:

@@ -24,6 +24,8 @@ _PING_HEADERS = (
     ("Cache-Control", "no-cache, no-store, must-revalidate"),
     ("Pragma", "no-cache"),
 )
+_EXT = dict.fromkeys(("ext2", "ext3", "ext4"), "extfs")
+"""Docker's name for them."""
 _PONG = Reply(200, b"OK", TEXT, _PING_HEADERS)
 
 
@@ -94,11 +96,15 @@ class SystemRoutes:
             "ContainersStopped": len(states) - running,
             "Images": len(engine.images.all()),
             "Driver": "overlay2",
-            "DriverStatus": [["Backing Filesystem", ""], ["Native Overlay Diff", "true"]],
+            "DriverStatus": [
+                ["Backing Filesystem", _EXT.get(node.filesystem, node.filesystem)],
+                ["Supports d_type", "true"],
+                ["Native Overlay Diff", "true"],
+            ],
             "SystemStatus": None,
             "Plugins": {
-                "Volume": [],
-                "Network": ["bridge", "host", "null"],
+                "Volume": ["local"],
+                "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
                 "Authorization": None,
                 "Log": ["json-file", "local", "none"],
             },

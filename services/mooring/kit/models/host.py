@@ -34,6 +34,8 @@ class NodeRecord(Model):
     cgroup_version: str = ""
     security_options: list[str] = []
     state_dir: str = ""
+    filesystem: str = ""
+    """Of the state directory: `ext4`, `xfs`, …"""
     run_dir: str = ""
     warnings: list[str] = []
 
