@@ -142,20 +142,7 @@ class Unpacker:
         mode = member.mode
         fd = os.open(base, _CREATE, mode, dir_fd=directory)
         try:
-            if member.sparse is not None:
-                os.ftruncate(fd, member.real_size)
-                for offset, length in member.sparse:
-                    end = offset + length
-                    while offset < end:
-                        offset += os.pwrite(fd, reader.data(end - offset), offset)
-            else:
-                left = member.size
-                while left:
-                    piece = reader.data()
-                    left -= len(piece)
-                    written = os.write(fd, piece)
-                    while written < len(piece):
-                        written += os.write(fd, piece[written:])
+            reader.write_to(fd, member)
             uid, gid = self._ids or (member.uid, member.gid)
             if uid or gid:
                 os.fchown(fd, uid, gid)

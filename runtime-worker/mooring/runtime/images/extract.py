@@ -21,7 +21,6 @@ from .tar import (
     HARD_LINK,
     REGULAR,
     SYMLINK,
-    Extent,
     Member,
     TarError,
     TarReader,
@@ -190,16 +189,7 @@ class _Extraction:
         mode = member.mode
         fd = os.open(name, _CREATE, mode)
         try:
-            if member.sparse is not None:
-                self._sparse(fd, member, member.sparse)
-            else:
-                left = member.size
-                while left:
-                    piece = self._reader.data()
-                    left -= len(piece)
-                    written = os.write(fd, piece)
-                    while written < len(piece):
-                        written += os.write(fd, piece[written:])
+            self._reader.write_to(fd, member)
             if member.uid or member.gid or self._group_inherited:
                 os.fchown(fd, member.uid, member.gid)
             if mode & 0o6000:
@@ -210,14 +200,6 @@ class _Extraction:
             os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
         finally:
             os.close(fd)
-
-    def _sparse(self, fd: int, member: Member, extents: list[Extent]) -> None:
-        os.ftruncate(fd, member.real_size)
-        for offset, length in extents:
-            end = offset + length
-            while offset < end:
-                piece = self._reader.data(end - offset)
-                offset += os.pwrite(fd, piece, offset)
 
     def _directory(self, name: bytes, member: Member) -> None:
         try:

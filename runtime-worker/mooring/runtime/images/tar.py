@@ -7,6 +7,7 @@ users of other engines know.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -169,6 +170,23 @@ class TarReader:
         self._left -= count
         self._position = position + count
         return memoryview(self._buffer)[position : position + count]
+
+    def write_to(self, fd: int, member: Member) -> None:
+        """Write the current member's data into a new file, holes where it has some."""
+        if member.sparse is not None:
+            os.ftruncate(fd, member.real_size)
+            for offset, length in member.sparse:
+                end = offset + length
+                while offset < end:
+                    offset += os.pwrite(fd, self.data(end - offset), offset)
+            return
+        left = member.size
+        while left:
+            piece = self.data()
+            left -= len(piece)
+            written = os.write(fd, piece)
+            while written < len(piece):
+                written += os.write(fd, piece[written:])
 
     def drain(self) -> None:
         """Read what follows the end of the archive, so that a digest covers the whole stream."""
