@@ -27,7 +27,6 @@ FLOOD = "seq 1 400000; exit 3"
 @pytest.fixture(scope="module")
 def connected() -> Iterator[Engine]:
     with engine("--set", "faults=true") as made:
-        (made.run / "faults").mkdir()
         yield made
 
 
@@ -84,7 +83,7 @@ def finished(client: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_docker_run_rm_ends_when_its_start_is_lost_with_the_gateway(docker: Engine) -> None:
     """It waits for the removal of a container that nobody would have removed."""
-    (docker.run / "faults" / "gateway.start.noted").touch()
+    docker.arm("gateway.start.noted")
     done = docker.docker("run", "--rm", "--name", "lost", "bb", "echo", "never", check=False)
     assert done.returncode == 125 and done.stdout == ""
     assert docker.api("GET", "/containers/lost/json").status == 404
@@ -92,7 +91,7 @@ def test_docker_run_rm_ends_when_its_start_is_lost_with_the_gateway(docker: Engi
 
 
 def test_a_container_whose_start_is_lost_is_still_there(docker: Engine) -> None:
-    (docker.run / "faults" / "gateway.start.noted").touch()
+    docker.arm("gateway.start.noted")
     done = docker.docker("run", "--name", "lost", "bb", "echo", "never", check=False)
     assert done.returncode == 125
     assert docker.state_of("lost") == "created"

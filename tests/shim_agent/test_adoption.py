@@ -145,9 +145,9 @@ def test_a_shim_is_replaced_wherever_who_made_its_container_was_killed(
     docker: Engine, point: str, options: tuple[str, ...]
 ) -> None:
     """The agent had not heard of such a container, or not what it would need for another shim."""
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     docker.out("run", "-d", "--name", "one", *options, "bb", "sh", "-c", f"{COUNT}; exit 7")
-    assert not (docker.run / "faults" / point).exists()
+    assert docker.fired(point)
     until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
     kill_shim(docker, "one")
     docker.in_state("one", "exited")
@@ -252,7 +252,7 @@ UNSTORED = ["agent.keeping.put", "agent.keeping.dropped", "agent.keeping.stored"
 def kill_both_at(docker: Engine, point: str, act: Callable[[], None]) -> None:
     """The agent dies at a point of what `act` begins, and the shim before the next agent is."""
     supervisor, agent = docker.supervisor(), docker.pids()["shim-agent"]
-    (docker.run / "faults" / point).touch()
+    docker.arm(point)
     os.kill(supervisor, signal.SIGSTOP)
     try:
         act()
@@ -327,9 +327,9 @@ def write(client: subprocess.Popen[str], line: str) -> None:
 def test_an_agent_that_dies_with_a_hello_unread_has_the_next_one_ask_the_shim(
     docker: Engine,
 ) -> None:
-    (docker.run / "faults" / "agent.shim.accepted").touch()
+    docker.arm("agent.shim.accepted")
     docker.out("run", "-d", "--name", "one", "bb", "sh", "-c", f"{COUNT}; exit 7")
-    assert not (docker.run / "faults" / "agent.shim.accepted").exists()
+    assert docker.fired("agent.shim.accepted")
     until("it is kept", lambda: docker.stored("shim-agent") == OWN + 1)
     kill_both(docker, "one")
     docker.in_state("one", "exited")
