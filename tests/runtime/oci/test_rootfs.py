@@ -190,6 +190,24 @@ def test_a_tmpfs_takes_what_the_image_has_there(box: Box) -> None:
     assert not (box.rootfs / "var/x").exists()
 
 
+@pytest.mark.parametrize(("source", "destination"), [("file", "/directory"), (".", "/hosts")])
+def test_a_file_is_not_mounted_on_a_directory_nor_the_reverse(
+    box: Box, tmp_path: Path, source: str, destination: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (box.rootfs / "directory").mkdir()
+    (box.rootfs / "hosts").write_text("y")
+    mount = {
+        "destination": destination,
+        "type": "bind",
+        "source": str(tmp_path / source),
+        "options": ["rbind"],
+    }
+    words = f"on {destination}: not a directory: Are you trying to mount a directory onto a file"
+    with pytest.raises(OciError, match=words):
+        box.run(shell("true", mount))
+
+
 def test_an_unknown_option_of_a_filesystem_is_an_error(box: Box) -> None:
     mount = {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nope=1"]}
     with pytest.raises(OciError, match="cannot mount 'tmpfs' on /run: tmpfs"):

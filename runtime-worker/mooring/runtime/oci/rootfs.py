@@ -30,6 +30,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_OTHER_KIND = (
+    "not a directory: Are you trying to mount a directory onto a file (or vice-versa)? "
+    "Check if the specified host path exists and is the expected type"
+)
+"""Docker's words for a frequent mistake: who mounts a file that is not there gets a directory."""
 # What may be mounted over a file in procfs: lxcfs and the like fake these.
 _PROC_FILES = {
     f"/proc/{name}"
@@ -89,6 +94,8 @@ class Root:
         directory = paths.is_directory(tree)
         target = paths.make(self.fd, mount.destination, directory=directory)
         self._check_target(mount.destination, target)
+        if paths.is_directory(target) != directory:
+            raise NotADirectoryError(20, _OTHER_KIND)
         # Without a word on propagation a container neither sees nor makes mounts of the host.
         for flag, recursive in mount.propagation or [(MS_PRIVATE, True)]:
             set_attributes(tree, propagation=flag, recursive=recursive)
