@@ -190,4 +190,10 @@ def with_network(
     networking = {key: value for key, value in record.networking.items() if key != name}
     if settings is not None:
         networking[name] = settings
-    return record.model_copy(update={"networking": networking, "command_id": command})
+    return record.model_copy(
+        update={
+            "networking": networking,
+            "disconnected": not networking,
+            "command_id": command,
+        }
+    )

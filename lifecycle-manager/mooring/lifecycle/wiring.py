@@ -82,9 +82,11 @@ class WiringHandlers:
 
     async def disconnect(self, request: DisconnectNetwork) -> Done:
         """Disconnect a container from a network."""
-        name = request.network
-        with contextlib.suppress(NotFound):
+        name, missing = request.network, None
+        try:
             name = (await self._networks.resolve(request.network)).record.name
+        except NotFound as exc:
+            missing = exc
         try:
             row = await resolve(self._engine, request.container, request.request_id)
         except NotFound:
@@ -92,6 +94,9 @@ class WiringHandlers:
                 raise NotFound(f"endpoint {request.container} not found") from None
             raise
         wanted = Rewiring(command=request.request_id, force=request.force)
+        if missing is not None and row.record.pid and name not in row.record.networking:
+            # As Docker: only of one that does not run it is the connection that is missing.
+            raise missing
         return await self._in_turn(row, name, wanted, lambda r: check_disconnect(r, name))
 
     async def _in_turn(

@@ -28,7 +28,8 @@ MOST = 16
 """Runs that wait at a time."""
 MISSES = 3
 """So many in a row that nobody has started: none are made then, until one would have been used."""
-_RELEVANT = ("name", "image_id", "path", "args", "config", "host_config", "networking", "mounts")
+_RELEVANT = ("name", "image_id", "path", "args", "config", "host_config", "networking",
+             "disconnected", "mounts")  # fmt: skip
 
 
 class Made(Protocol):

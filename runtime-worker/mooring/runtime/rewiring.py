@@ -140,6 +140,7 @@ class Rewiring:
             else:
                 networking[network] = settings
             command.record.networking = networking
+            command.record.disconnected = not networking
             replace(path, command.pack())
 
 

@@ -145,6 +145,8 @@ class HostNetworks:
             case "host":
                 return Sandbox(None, _of_every_host("host", "host"), host_files=True)
         wanted = plan.wishes(record)
+        if not wanted:
+            return Sandbox(OWN, NetworkState(sandbox_id=secrets.token_hex(32)))
         if plan.is_plain(wanted):
             sandbox = await self._attach_bridge(holder)
         else:

@@ -42,6 +42,27 @@ def test_a_running_container_is_connected_and_disconnected(docker: Engine) -> No
     assert actions[:3] == ["connect", "disconnect", "connect"]
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_who_was_disconnected_from_all_networks_stays_so(docker: Engine, running: bool) -> None:
+    docker.docker("create", "--name", "web", "bb", "sleep", "1000")
+    if running:
+        docker.docker("start", "web")
+    docker.docker("network", "disconnect", "bridge", "web")
+    for _ in range(2):
+        assert endpoints(docker, "web") == {}
+        docker.docker("restart", "-t", "0", "web")
+        assert docker.out("exec", "web", "ls", "/sys/class/net") == "lo"
+        listed = docker.api("GET", "/containers/json").json
+        assert listed[0]["NetworkSettings"]["Networks"] == {}
+        assert docker.out("ps", "-q", "--filter", "network=bridge") == ""
+    missing = docker.docker("network", "disconnect", "nowhere", "web", check=False)
+    assert "network nowhere not found" in missing.stderr
+    docker.docker("network", "connect", "bridge", "web")
+    docker.docker("restart", "-t", "0", "web")
+    assert list(endpoints(docker, "web")) == ["bridge"]
+    assert "eth0" in docker.out("exec", "web", "ls", "/sys/class/net")
+
+
 def test_a_renamed_container_is_found_by_its_new_name(docker: Engine) -> None:
     docker.docker("network", "create", "mine")
     made = sleeper(docker, "web", "--network", "mine", "--network-alias", "www")

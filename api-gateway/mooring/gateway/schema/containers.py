@@ -262,7 +262,7 @@ def _networks(record: ContainerRecord) -> dict[str, Any]:
     names = list(endpoints)
     if not names and not record.network.sandbox_id:
         mode = _network_mode(record)
-        if mode.startswith("container:"):
+        if mode.startswith("container:") or record.disconnected:
             return {}
         names = list(record.networking) or [mode]
     return {name: _endpoint(record, name, endpoints.get(name) or Endpoint()) for name in names}

@@ -109,7 +109,9 @@ def _network(networks: NetworkViews, wanted: set[str]) -> Test:
     ids = networks.ids()
 
     def test(record: ContainerRecord) -> bool:
-        names = list(record.network.endpoints) or list(record.networking) or [_mode(record)]
+        names = list(record.network.endpoints) or list(record.networking)
+        if not names and not record.disconnected:
+            names = [_mode(record)]
         return any(
             name in wanted or (name in ids and ids[name].startswith(tuple(wanted)))
             for name in names

@@ -28,7 +28,9 @@ def wishes(record: ContainerRecord) -> dict[str, EndpointSettings]:
     The one that its mode names is among them until it is disconnected from that.
     """
     first = endpoints.mode_network(record.host_config.network_mode)
-    found = dict(record.networking) or {first: EndpointSettings()}
+    found = dict(record.networking)
+    if not found and not record.disconnected:
+        found[first] = EndpointSettings()
     if record.config.mac_address and first in found and not found[first].mac_address:
         found[first] = found[first].model_copy(update={"mac_address": record.config.mac_address})
     return found

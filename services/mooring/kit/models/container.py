@@ -250,6 +250,8 @@ class ContainerRecord(Model):
     host_config: HostConfig = HostConfig()
     networking: dict[str, EndpointSettings] = {}
     """What was asked for of each network, by its name."""
+    disconnected: bool = False
+    """It has been disconnected from the last of them, and has none until it is connected again."""
     rewiring: dict[str, Rewiring] = {}
     """Connects and disconnects of a running container that are not carried out yet."""
     path: str = ""
