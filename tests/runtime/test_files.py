@@ -29,6 +29,9 @@ def test_a_container_finds_itself_and_localhost() -> None:
 
 
 def test_with_a_domain_the_full_name_comes_first() -> None:
+    assert make_hosts(addresses=["10.0.0.2"], hostname="web.test").endswith(
+        "10.0.0.2\tweb.test web\n"
+    )
     assert make_hosts(addresses=["10.0.0.2"], domainname="test").endswith(
         "10.0.0.2\tweb.test web\n"
     )

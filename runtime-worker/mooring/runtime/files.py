@@ -44,14 +44,13 @@ def hosts(
                 )
             target = gateway
         text += f"{target}\t{name}\n"
-    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
-    for address in addresses:
-        text += f"{address}\t{names}\n"
-    return text
+    return hosts_with(text, addresses, f"{hostname}.{domainname}" if domainname else hostname)
 
 
-def hosts_with(text: str, addresses: Iterable[str], names: str) -> str:
-    """/etc/hosts with these addresses of the container's own added."""
+def hosts_with(text: str, addresses: Iterable[str], name: str) -> str:
+    """/etc/hosts with these addresses of the container's own added; name may have a domain."""
+    bare, dot, _ = name.partition(".")
+    names = f"{name} {bare}" if dot else name
     if text and not text.endswith("\n"):
         text += "\n"
     return text + "".join(f"{address}\t{names}\n" for address in addresses)
