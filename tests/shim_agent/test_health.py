@@ -9,7 +9,7 @@ from mooring.kit.models.container import HealthConfig
 from mooring.kit.models.host import HealthChecked
 from mooring.shim.agent import Agent
 from mooring.shim.frames import STDOUT
-from mooring.shim.health import SECOND, Check, Verdict
+from mooring.shim.health import SECOND, Check, Verdict, in_words
 
 from .conftest import Facts, Shims, until
 from .fakes import FakeShim
@@ -85,4 +85,12 @@ async def test_a_check_that_takes_too_long_has_failed(
     begun(shim, timeout=SECOND // 1000)
     fact = await facts.next(subjects.FACT_HEALTH, HealthChecked)
     assert (fact.status, fact.result.exit_code) == ("unhealthy", -1)
-    assert fact.result.output == "Health check exceeded timeout (0.001s)"
+    assert fact.result.output == "Health check exceeded timeout (1ms)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.3, "300ms"), (1, "1s"), (2.5, "2.5s"), (60, "1m0s"), (90, "1m30s"), (3600, "1h0m0s")],
+)
+def test_a_duration_reads_as_in_docker(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

@@ -175,11 +175,23 @@ class HealthChecks:
             if not await _finished(run, id_, check.timeout):
                 _kill(int(answer["pid"]))
                 await _finished(run, id_, check.timeout)
-                return TIMED_OUT, f"Health check exceeded timeout ({check.timeout:g}s)"
+                return TIMED_OUT, f"Health check exceeded timeout ({in_words(check.timeout)})"
             return entry.exit_code or 0, _output(f"{run.directory}/execs/{id_}/log")
         finally:
             run.execs.pop(id_, None)
             forget_exec(run, id_)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as Go prints it: `300ms`, `30s`, `1m30s`, `1h0m0s`."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f"{rest:g}s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
 
 
 async def _while_live(run: Run, seconds: float) -> None:
