@@ -43,11 +43,15 @@ _HEADS = {STDOUT: _Heads(STDOUT), STDERR: _Heads(STDERR)}
 
 def by_line(stream: int, payload: bytes | memoryview) -> bytes:
     """A frame for each line, and one for what is left after the last newline."""
-    *lines, rest = bytes(payload).split(b"\n")
-    heads = _HEADS[stream]
-    frames = [heads[len(line)] + line for line in lines]
-    frames.append(multiplexed(stream, rest) if rest else b"")
-    return b"\n".join(frames)
+    lines = bytes(payload).split(b"\n")
+    rest = lines.pop()
+    # No step of the interpreter to a line: there are hundreds in a piece.
+    parts = [b"\n"] * (3 * len(lines))
+    parts[::3] = map(_HEADS[stream].__getitem__, map(len, lines))
+    parts[1::3] = lines
+    if rest:
+        parts.append(multiplexed(stream, rest))
+    return b"".join(parts)
 
 
 def error_text(message: str, *, raw: bool) -> bytes:
