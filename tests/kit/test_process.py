@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mooring.kit import faults
+from mooring.kit import faults, process
 from mooring.supervisor import notify
 
 SERVICE = """
@@ -72,6 +72,25 @@ def test_a_service_tells_its_manager_what_it_does(tmp_path: Path) -> None:
         out, err = service.communicate(timeout=20)
     assert service.returncode == 0, err
     assert out == b"[] [] False\n"
+
+
+def test_what_was_stored_is_its_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A duplicate that was made to look at it was left: a stdin never ended then."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    for name, value in (("FDS", "1"), ("FDNAMES", "stdin"), ("PID", str(os.getpid()))):
+        monkeypatch.setenv(f"LISTEN_{name}", value)
+    monkeypatch.setattr(process, "_FIRST_FD", writing)
+    service = process.Service()
+    assert service.stored() == {"stdin": [writing]}
+    os.close(writing)
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+    # By now the number is another file's.
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        os.dup2(other.fileno(), writing)
+        assert service.listeners() == {}
+        os.close(writing)
 
 
 def test_a_service_that_fails_ends_with_status_1_and_its_traceback(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -35,7 +36,13 @@ class Service:
         self._notify_address = _abstract(os.environ.pop("NOTIFY_SOCKET", ""))
         self._watchdog = _watchdog_interval()
         self._pinger: asyncio.TimerHandle | None = None
-        self._passed = _passed_descriptors()
+        self._listening: dict[str, list[int]] = {}
+        self._stored: dict[str, list[int]] = {}
+        # Told apart once: what is stored is its user's, whose numbers are soon others'.
+        for name, descriptors in _passed_descriptors().items():
+            for descriptor in descriptors:
+                kind = self._listening if _is_listening(descriptor) else self._stored
+                kind.setdefault(name, []).append(descriptor)
 
     async def ready(self) -> None:
         """Say that requests are answered from now on, and begin to feed the watchdog."""
@@ -64,13 +71,10 @@ class Service:
 
     def listeners(self) -> dict[str, list[socket.socket]]:
         """The listening sockets we were handed, by name; each call makes new socket objects."""
-        found: dict[str, list[socket.socket]] = {}
-        for name, descriptors in self._passed.items():
-            for descriptor in descriptors:
-                if not _is_listening(descriptor):
-                    continue
-                found.setdefault(name, []).append(socket.socket(fileno=os.dup(descriptor)))
-        return found
+        return {
+            name: [socket.socket(fileno=os.dup(descriptor)) for descriptor in descriptors]
+            for name, descriptors in self._listening.items()
+        }
 
     @property
     def keeps_descriptors(self) -> bool:
@@ -91,11 +95,7 @@ class Service:
 
     def stored(self) -> dict[str, list[int]]:
         """The descriptors that were stored before this process started, by name."""
-        return {
-            name: kept
-            for name, descriptors in self._passed.items()
-            if (kept := [d for d in descriptors if not _is_listening(d)])
-        }
+        return {name: [*descriptors] for name, descriptors in self._stored.items()}
 
     def _ping(self) -> None:
         # From the loop itself: a loop that hangs stops feeding the watchdog.
@@ -188,11 +188,10 @@ def _passed_descriptors() -> dict[str, list[int]]:
 
 
 def _is_listening(descriptor: int) -> bool:
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as candidate:
-            return bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return False
+    with socket.socket(fileno=os.dup(descriptor)) as candidate:
+        return bool(candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _abstract(address: str) -> str:
