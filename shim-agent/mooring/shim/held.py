@@ -84,7 +84,8 @@ def find(run: Run) -> None:
             _close(named)
             continue
         entry = run.exec(id_)
-        entry.kept, entry.held, entry.started = kept, named, True
+        # Whether it was started its shim says, or the next one: it may never have been executed.
+        entry.kept, entry.held = kept, named
         if os.path.exists(f"{run.directory}/execs/{id_}/stdin.closed"):
             stdin_closed(run, id_)
 
