@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import json
 import logging
 import os
@@ -203,3 +204,24 @@ async def test_what_a_shim_has_told_of_is_taken_from_the_porch_and_nothing_else(
     os.close(named["stdout"])
     assert keeping.left_of(Key(CONTAINER, 2)) == []
     assert not second.is_held()
+
+
+async def turns(count: int) -> None:
+    """Let so many turns of the loop pass."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_over_soon_is_never_stored_by_its_own_name(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each store wakes the process manager, while others start."""
+    monkeypatch.setattr("mooring.shim.keeping._LATER", 3600)
+    pipe, kept = Pipe(), list[str]()
+    keeping.soon(RUN, pipe.named, lambda: kept.append("first"))
+    await turns(10)
+    assert kept == []
+    # But what nobody may hold any more is let go at once.
+    keeping.soon(RUN, pipe.named, lambda: kept.append("less"), less=True)
+    await turns(10)
+    assert kept == ["less"]

@@ -97,8 +97,7 @@ def stdin_closed(run: Run, exec_id: str = "") -> None:
     if (stdin := holder.held.pop("stdin", None)) is None:
         return
     os.close(stdin)
-    if holder.kept:
-        _keep_soon(run, exec_id)
+    _keep_soon(run, exec_id, less=True)
 
 
 def take_left(run: Run) -> None:
@@ -130,9 +129,9 @@ def drop_exec(run: Run, entry: Exec) -> None:
     entry.kept = ""
 
 
-def _keep_soon(run: Run, exec_id: str) -> None:
+def _keep_soon(run: Run, exec_id: str, *, less: bool = False) -> None:
     key = Key(run.container.id, run.number, exec_id)
-    run.keeping.soon(key, _all(run, exec_id), lambda: _keep(run, key))
+    run.keeping.soon(key, _all(run, exec_id), lambda: _keep(run, key), less=less)
 
 
 def _keep(run: Run, key: Key) -> None:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 NAMES = 5000
 """How many are kept; their names go through one variable of the environment, of 128 KiB at most."""
 _LISTENER = "agent"
+_LATER = 0.25
+"""Seconds until what came is stored by its own name. What is over by then never is: most execs, and
+containers that do one thing. Each store, and its undoing, wakes the process manager."""
 
 
 class Keeper(Protocol):
@@ -106,16 +109,24 @@ class Keeping:
         self._vestibule.put_hello(hello, ancillary)
         faults.point("agent.keeping.came")
 
-    def soon(self, key: Key, named: dict[str, int], keep: Callable[[], None]) -> None:
-        """Call `keep` when what has arrived by now is dealt with: output goes first.
+    def soon(
+        self, key: Key, named: dict[str, int], keep: Callable[[], None], *, less: bool = False
+    ) -> None:
+        """Call `keep` in a while. Killed before that, this agent has left `named` to the next one.
 
-        Killed before that, this agent has left `named` to the next one.
+        less: than what came before, which nobody may hold any more. It is called when what has
+        arrived by now is dealt with, then: output goes first.
         """
         self._waiting[key] = keep
+        loop = asyncio.get_running_loop()
         if not self._vestibule.put(key, named):
             self.settle()
+        elif less:
+            if self._turn is not None:
+                self._turn.cancel()
+            self._turn = loop.call_soon(self.settle)
         elif self._turn is None:
-            self._turn = asyncio.get_running_loop().call_soon(self.settle)
+            self._turn = loop.call_later(_LATER, self.settle)
         faults.point("agent.keeping.put")
 
     def settle(self) -> None:
