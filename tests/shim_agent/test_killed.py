@@ -147,18 +147,25 @@ async def test_a_restart_happens_exactly_once_wherever_the_agent_dies(
     assert len(facts.all) == 2
 
 
+async def stop_over_its_death(
+    process: AgentProcess, settings: Settings, bus: Bus, request: HostStop
+) -> None:
+    """Ask an agent that dies of it, and start the next one."""
+    subject = subjects.agent(settings.node_id, subjects.AGENT_STOP)
+    stopping = asyncio.ensure_future(bus.request(subject, request, Done))
+    await process.died()
+    await process.start()
+    with contextlib.suppress(Unavailable):
+        await stopping
+
+
 @pytest.mark.parametrize("point", ["agent.stop.recorded", "agent.stop.signalled"])
 async def test_a_stop_is_finished_wherever_the_agent_dies(
     process: AgentProcess, shim: Shims, facts: Facts, settings: Settings, bus: Bus, point: str
 ) -> None:
     one = shim().start()
     process.arm(point)
-    subject = subjects.agent(settings.node_id, subjects.AGENT_STOP)
-    stopping = asyncio.ensure_future(bus.request(subject, HostStop(id=CONTAINER), Done))
-    await process.died()
-    await process.start()
-    with contextlib.suppress(Unavailable):
-        await stopping
+    await stop_over_its_death(process, settings, bus, HostStop(id=CONTAINER))
     await until((one.directory / "exit.acked").exists)
     assert (await facts.next(subjects.FACT_EXITED, ContainerExited)).exit_code == 143
 
@@ -169,13 +176,7 @@ async def test_a_stop_that_has_come_to_sigkill_is_finished_when_the_agent_dies(
     one = shim().start()
     del one.on_signal[SIGTERM]
     process.arm("agent.stop.killed")
-    subject = subjects.agent(settings.node_id, subjects.AGENT_STOP)
-    asked = bus.request(subject, HostStop(id=CONTAINER, timeout=0), Done)
-    stopping = asyncio.ensure_future(asked)
-    await process.died()
-    await process.start()
-    with contextlib.suppress(Unavailable):
-        await stopping
+    await stop_over_its_death(process, settings, bus, HostStop(id=CONTAINER, timeout=0))
     await until((one.directory / "exit.acked").exists)
     assert (await facts.next(subjects.FACT_EXITED, ContainerExited)).exit_code == 137
 

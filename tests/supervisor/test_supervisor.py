@@ -194,6 +194,16 @@ def kill_supervisor(engine: Engine) -> None:
     engine.process.wait()
 
 
+def who_answers_after_a_start(engine: Engine) -> int:
+    """The pid of the gateway that answers a client which has connected before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(engine.socket)
+        client.sendall(b"hello")
+        engine.start()
+        return int(json.loads(client.makefile().readline())["pid"])
+
+
 def keep(engine: Engine, client: socket.socket, word: bytes = b"keep") -> Any:
     """Have a connection stored; its lines from then on."""
     client.settimeout(20)
@@ -220,12 +230,7 @@ def test_who_connects_between_two_supervisors_is_answered(engine: Engine) -> Non
     pid = engine.service("gateway")["pid"]
     kill_supervisor(engine)
     os.kill(pid, signal.SIGKILL)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
-        client.connect(engine.socket)
-        client.sendall(b"hello")
-        engine.start()
-        assert json.loads(client.makefile().readline())["pid"] == engine.service("gateway")["pid"]
+    assert who_answers_after_a_start(engine) == engine.service("gateway")["pid"]
 
 
 def test_a_service_on_demand_that_has_stored_something_runs_under_the_next_supervisor(
@@ -313,13 +318,8 @@ def test_a_service_that_the_killed_supervisor_had_not_recorded_never_began(
     fault("supervisor.forked")
     os.kill(before, signal.SIGKILL)
     await_death(engine)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
-        client.connect(engine.socket)
-        client.sendall(b"hello")
-        engine.start()
-        # By one that somebody knows, and not by one that nobody will ever end.
-        assert json.loads(client.makefile().readline())["pid"] == engine.service("gateway")["pid"]
+    # One that somebody knows, and not one that nobody will ever end.
+    assert who_answers_after_a_start(engine) == engine.service("gateway")["pid"]
 
 
 def test_a_keeper_ends_with_its_engine_and_with_its_successor(engine: Engine) -> None:

@@ -69,25 +69,20 @@ def _sections(gateway: Gateway) -> list[Any]:
 
 def all_routes(gateway: Gateway) -> list[Route]:
     """Everything that the API has."""
-    found = [route for section in _sections(gateway) for route in section.routes()]
+    return _routes(_sections(gateway))
+
+
+def _routes(sections: list[Any]) -> list[Route]:
+    found = [route for section in sections for route in section.routes()]
     return found + unsupported.routes()
 
 
-def resumable(gateway: Gateway) -> Resumable:
-    """Who goes on with the sessions that another gateway left."""
-    found: Resumable = {}
-    for section in _sections(gateway):
-        if hasattr(section, "resumable"):
-            found |= section.resumable()
-    return found
-
-
-def left_undone(gateway: Gateway) -> Errands:
-    """Who runs the errands that another gateway left."""
-    found: Errands = {}
-    for section in _sections(gateway):
-        if hasattr(section, "errands"):
-            found |= section.errands()
+def _by_kind(sections: list[Any], method: str) -> dict[str, Any]:
+    """Who goes on with the sessions (`resumable`) or runs the errands of another gateway."""
+    found: dict[str, Any] = {}
+    for section in sections:
+        if hasattr(section, method):
+            found |= getattr(section, method)()
     return found
 
 
@@ -99,7 +94,8 @@ async def main(settings: Settings, service: Service) -> None:
 async def serve(gateway: Gateway, service: Service) -> None:
     """The same for a gateway that is there; /_ping is answered before the bus is."""
     settings = gateway.settings
-    server = Server(Router(all_routes(gateway)).find)
+    sections = _sections(gateway)
+    server = Server(Router(_routes(sections)).find)
     sessions = server.sessions = gateway.sessions = _sessions(server, service)
     try:
         for sock, context in open_all(settings, service.listeners()):
@@ -108,7 +104,8 @@ async def serve(gateway: Gateway, service: Service) -> None:
         async with open_engine(settings) as engine:
             gateway.engine = engine
             server.set_ready()
-            async with _going_on(sessions, resumable(gateway), left_undone(gateway)):
+            known, undone = _by_kind(sections, "resumable"), _by_kind(sections, "errands")
+            async with _going_on(sessions, known, undone):
                 await service.ready()
                 await service.stop_requested()
                 await server.drain(DRAIN)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from mooring.kit import capabilities
+from mooring.kit import capabilities, mounts
 from mooring.kit.config import Settings
 from mooring.kit.models.host import NodeRecord
 
@@ -99,18 +99,10 @@ def describe(settings: Settings) -> NodeRecord:
 
 
 def _filesystem(directory: Path) -> str:
-    """The type of the file system that a directory is on; empty if that cannot be told."""
-    found = ""
     try:
-        device = directory.stat().st_dev
-        with open("/proc/self/mountinfo") as file:
-            for line in file:
-                fields, _, rest = line.partition(" - ")
-                if fields.split()[2] == f"{os.major(device)}:{os.minor(device)}":
-                    found = rest.split()[0]
+        return mounts.filesystem(directory)
     except OSError:
         return ""
-    return found
 
 
 def examine() -> list[Finding]:

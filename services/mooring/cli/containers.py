@@ -241,9 +241,7 @@ def _each(host: str, names: list[str], method: str, path: str, params: dict[str,
                 await client.call(method, path.format(segment(name)), params=params)
                 print(name)
             except ApiError as exc:
-                errors.print(
-                    f"[red]mooring:[/] {escape(str(exc))}", highlight=False, soft_wrap=True
-                )
+                _complain(str(exc))
                 code = 1
         return code
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount. path: without symbolic links."""
+    """One mount. path: without symbolic links; device: `major:minor`."""
 
+    device: str
     path: str
     type: str
     source: str
@@ -21,9 +22,16 @@ def mounts(text: bytes = b"") -> list[Mount]:
     found = []
     for line in (text or Path("/proc/self/mountinfo").read_bytes()).splitlines():
         left, _, right = line.partition(b" - ")
-        type_, source = right.split(b" ")[:2]
-        found.append(Mount(_decode(left.split(b" ")[4]), _decode(type_), _decode(source)))
+        fields = left.split(b" ")[2], left.split(b" ")[4], *right.split(b" ")[:2]
+        found.append(Mount(*map(_decode, fields)))
     return found
+
+
+def filesystem(directory: Path) -> str:
+    """The type of the file system that a directory is on; empty if no mount tells it. OSError."""
+    device = directory.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    return next((mount.type for mount in mounts() if mount.device == wanted), "")
 
 
 def _decode(field: bytes) -> str:

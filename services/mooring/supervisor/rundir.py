@@ -11,7 +11,7 @@ import logging
 import os
 from pathlib import Path
 
-from mooring.kit.mounts import mounts
+from mooring.kit.mounts import filesystem, mounts
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def in_memory(directory: Path) -> bool:
     """Whether the directory is on a tmpfs, whoever mounted it."""
-    device = os.stat(directory).st_dev
-    wanted = f" {os.major(device)}:{os.minor(device)} "
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if wanted in line and " - tmpfs " in line:
-            return True
-    return False
+    return filesystem(directory) == "tmpfs"
 
 
 def mount(directory: Path) -> None:

@@ -87,7 +87,6 @@ class Keeping:
             keeper.unstore(vestibule.PORCH)
         self._vestibule = Vestibule(keeper)
         self._porch = Vestibule(keeper, vestibule.PORCH)
-        self.hello = self._vestibule.put_hello
 
     def close(self) -> None:
         """This agent keeps nothing more."""
